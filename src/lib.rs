@@ -1,0 +1,11 @@
+//! Mixpanel cohorts become boolean traits in Flagsmith.
+#![forbid(unsafe_code)]
+
+pub mod backoff;
+pub mod clock;
+pub mod cohort;
+pub mod rfc3339;
+pub mod roster;
+pub mod session;
+pub mod sorted;
+pub mod trait_key;
