@@ -4,8 +4,10 @@
 pub mod backoff;
 pub mod clock;
 pub mod cohort;
+pub mod mixpanel;
 pub mod rfc3339;
 pub mod roster;
 pub mod session;
+pub mod signature;
 pub mod sorted;
 pub mod trait_key;

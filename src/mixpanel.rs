@@ -1,0 +1,130 @@
+//! Mixpanel's wire types → [`Page`]. Pure, and the only place that knows this payload.
+//!
+//! [`parse`] streams: no tree is built, an identifier is copied only once it is known to be kept,
+//! and nothing but the identifier leaves a member. How odd payloads are read:
+//!
+//! - Ids are strings or whole numbers, and keep the text they were sent with, so that numbers above
+//!   2^53 survive. `1.0` and `1e3` are not usable as ids: which text the application identifies
+//!   with cannot be known from them.
+//! - A lone surrogate (`\ud800`) in a member matters only in its identifier; in a cohort's name it
+//!   becomes U+FFFD, in an id of the envelope it is an error.
+//! - A key twice in the envelope is an error, twice in a member the last counts. `members` stands
+//!   in `parameters` or beside it; in both it is a key twice.
+//! - `page_info` is proof of completeness, so what cannot be true (page 0, page 4 of 3, a missing
+//!   half) is an error rather than ignored; only an absent or null one means 'complete in itself'.
+
+mod envelope;
+mod error;
+#[cfg(test)]
+mod fixtures;
+mod identifier;
+mod member;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use envelope::parse;
+pub use error::{ParseError, Rejected};
+
+use crate::cohort::Action;
+
+/// The property that Mixpanel sends on every member of its own accord.
+pub const DEFAULT_IDENTIFIER_PROPERTY: &str = "mixpanel_distinct_id";
+
+/// Which property of a member becomes the Flagsmith identifier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentifierRules {
+    /// Property names; the first that is usable on a member wins. Never empty.
+    pub properties: Vec<String>,
+    /// What to do with ids that begin with `$device:`.
+    pub anonymous: Anonymous,
+}
+
+impl Default for IdentifierRules {
+    fn default() -> Self {
+        IdentifierRules {
+            properties: vec![DEFAULT_IDENTIFIER_PROPERTY.to_owned()],
+            anonymous: Anonymous::default(),
+        }
+    }
+}
+
+/// What to do with ids of people who never logged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Anonymous {
+    /// Such an id is not usable.
+    #[default]
+    Skip,
+    /// Such an id is as good as any.
+    Keep,
+}
+
+/// One authentic, well-formed request of Mixpanel, reduced to what is kept of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// What is asked for.
+    pub action: Action,
+    /// `mixpanel_project_id`; empty where it is missing.
+    pub project_id: String,
+    /// `mixpanel_cohort_id`, as text.
+    pub cohort_id: String,
+    /// `mixpanel_cohort_name`; the id serves where it is missing or blank.
+    pub cohort_name: Option<String>,
+    /// `mixpanel_session_id`; without one the page stands alone.
+    pub session_id: Option<String>,
+    /// `page_info`; without one the page is complete in itself.
+    pub page_info: Option<PageInfo>,
+    /// Usable identifiers, in ascending byte order, each once.
+    pub identifiers: Vec<String>,
+    /// Members on the page, usable or not, repeats included.
+    pub members_received: usize,
+    /// Members set aside, by reason (only reasons that occurred).
+    pub set_aside: Vec<(SetAside, usize)>,
+}
+
+/// A page, and what its members carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// What is kept.
+    pub page: Page,
+    /// For each of [`IdentifierRules::properties`], in order: whether any member has that key, with
+    /// whatever value.
+    pub property_seen: Vec<bool>,
+}
+
+impl Parsed {
+    /// Whether the page has members and none of them carries any identifier property. Where the
+    /// source never sent one either, the answer is [`Rejected::property_absent`].
+    pub fn property_is_absent(&self) -> bool {
+        self.page.members_received > 0 && !self.property_seen.contains(&true)
+    }
+}
+
+/// Where a page stands in its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageInfo {
+    /// `page_count`: the 1-based number of this page.
+    pub number: u32,
+    /// `total_pages`.
+    pub total: u32,
+}
+
+/// Why a member's identifier cannot be sent to Flagsmith.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SetAside {
+    /// None of the identifier properties is there, or each is null or neither a string nor a whole
+    /// number.
+    Missing,
+    /// Empty or white space only.
+    Blank,
+    /// Over 1,024 UTF-8 bytes (the limit of Flagsmith's Edge API; Core takes 2,000 characters).
+    TooLong,
+    /// A NUL character, which Flagsmith refuses.
+    Nul,
+    /// White space at an end, which Flagsmith trims: it would name another identity.
+    Padded,
+    /// A lone surrogate, which no UTF-8 can carry.
+    Surrogate,
+    /// `$device:…` under [`Anonymous::Skip`].
+    Anonymous,
+}
