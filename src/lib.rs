@@ -10,4 +10,6 @@ pub mod roster;
 pub mod session;
 pub mod signature;
 pub mod sorted;
+pub mod status;
+pub mod store;
 pub mod trait_key;

@@ -1,0 +1,319 @@
+//! How the service is doing: what the loops report and the admin listener shows.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use crate::clock::Millis;
+use crate::cohort::DestinationName;
+use crate::store::{CohortView, DeliveryView};
+
+/// Pages that may wait in the inbox before Mixpanel is asked to come back later: ten full syncs
+/// of its largest cohort (10 million users in pages of 1,000), some gigabytes on disk.
+pub const BACKLOG_LIMIT_PAGES: u64 = 100_000;
+
+/// Whether pages can be taken in. Shared by the front door, the fold and the shutdown.
+#[derive(Debug)]
+pub struct Health {
+    arrived: Notify,
+    changes: watch::Sender<()>,
+    inbox_waiting: AtomicI64,
+    backlog_limit: u64,
+    shutting_down: AtomicBool,
+}
+
+/// Why pages are not taken in at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The service is about to stop.
+    #[error("the service is shutting down")]
+    ShuttingDown,
+    /// More pages wait than the limit allows.
+    #[error("{waiting} pages wait to be folded, the limit is {limit}")]
+    Backlog {
+        /// Pages in the inbox.
+        waiting: u64,
+        /// Pages it may hold.
+        limit: u64,
+    },
+}
+
+impl Health {
+    /// A service that takes pages in until `backlog_limit` of them wait.
+    pub fn new(backlog_limit: u64) -> Self {
+        Health {
+            arrived: Notify::new(),
+            changes: watch::Sender::new(()),
+            inbox_waiting: AtomicI64::new(0),
+            backlog_limit,
+            shutting_down: AtomicBool::new(false),
+        }
+    }
+
+    /// A page was written to the inbox.
+    pub fn page_appended(&self) {
+        self.inbox_waiting.fetch_add(1, Ordering::Relaxed);
+        self.arrived.notify_one();
+    }
+
+    /// Returns when a page came since the last call; for the fold alone.
+    pub async fn page_arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// The ledger changed: something may have to be delivered.
+    pub fn ledger_changed(&self) {
+        self.changes.send_replace(());
+    }
+
+    /// Says when the ledger changed, to as many as ask; no change is missed.
+    pub fn ledger_changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// Pages that an earlier run left.
+    pub fn pages_found(&self, count: u64) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.inbox_waiting.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// `count` pages found their place in the ledger.
+    pub fn pages_folded(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.inbox_waiting.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Pages that wait to be folded.
+    pub fn backlog(&self) -> u64 {
+        // Below zero for a moment where a page was folded before its append was counted.
+        let waiting = self.inbox_waiting.load(Ordering::Relaxed);
+        u64::try_from(waiting).unwrap_or(0)
+    }
+
+    /// From now on pages are refused and the service is not ready.
+    pub fn shut_down(&self) {
+        self.shutting_down.store(true, Ordering::Release);
+    }
+
+    /// Why a page would be refused now; `None` while pages are taken in.
+    pub fn refusal(&self) -> Option<Refusal> {
+        if self.shutting_down.load(Ordering::Acquire) {
+            return Some(Refusal::ShuttingDown);
+        }
+        let waiting = self.backlog();
+        (waiting >= self.backlog_limit).then_some(Refusal::Backlog {
+            waiting,
+            limit: self.backlog_limit,
+        })
+    }
+}
+
+/// How delivery to one destination goes.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum DestinationState {
+    /// Calls go out.
+    #[default]
+    Ok,
+    /// Calls fail; fewer go out, and later.
+    BackingOff {
+        /// For people; names nobody.
+        reason: Arc<str>,
+    },
+    /// No calls but probes until somebody mends the destination.
+    Halted {
+        /// For people; names nobody.
+        reason: Arc<str>,
+    },
+}
+
+impl DestinationState {
+    /// The word of the admin API.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            DestinationState::Ok => "ok",
+            DestinationState::BackingOff { .. } => "backing_off",
+            DestinationState::Halted { .. } => "halted",
+        }
+    }
+
+    /// Why it is not [`DestinationState::Ok`].
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            DestinationState::Ok => None,
+            DestinationState::BackingOff { reason } | DestinationState::Halted { reason } => {
+                Some(reason)
+            }
+        }
+    }
+}
+
+/// One destination's state: the dispatcher writes it, the admin listener reads it.
+#[derive(Debug)]
+pub struct DestinationHealth {
+    name: DestinationName,
+    state: Mutex<DestinationState>,
+    in_flight: AtomicUsize,
+}
+
+impl DestinationHealth {
+    /// A destination of which nothing bad is known.
+    pub fn new(name: DestinationName) -> Self {
+        DestinationHealth {
+            name,
+            state: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+        }
+    }
+
+    /// Which destination.
+    pub fn name(&self) -> &DestinationName {
+        &self.name
+    }
+
+    /// Says how delivery goes. Returns whether that is news, so that it is logged once.
+    pub fn set(&self, state: DestinationState) -> bool {
+        let mut held = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *held != state;
+        *held = state;
+        news
+    }
+
+    /// Says how many calls are under way.
+    pub fn set_in_flight(&self, calls: usize) {
+        self.in_flight.store(calls, Ordering::Relaxed);
+    }
+
+    /// The state now.
+    pub fn status(&self) -> DestinationStatus {
+        DestinationStatus {
+            name: self.name.clone(),
+            state: self
+                .state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One destination at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationStatus {
+    /// Which destination.
+    pub name: DestinationName,
+    /// How delivery goes.
+    pub state: DestinationState,
+    /// Calls under way.
+    pub in_flight: usize,
+}
+
+/// Everything the metrics and the status page show, at one moment.
+#[derive(Clone, Debug)]
+pub struct StatusSnapshot {
+    /// When it was taken.
+    pub now: Millis,
+    /// Pages that wait in the inbox.
+    pub backlog_pages: u64,
+    /// Why pages are not taken in; `None` while they are.
+    pub refusal: Option<Refusal>,
+    /// Every destination of the settings.
+    pub destinations: Vec<DestinationStatus>,
+    /// Every cohort of the ledger, or why the ledger could not be read.
+    pub cohorts: Result<Vec<CohortView>, Arc<str>>,
+}
+
+/// What is still to do for one destination, over all cohorts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outstanding {
+    /// Traits not yet as wanted.
+    pub pending: u64,
+    /// Traits that cannot be written.
+    pub dead: u64,
+    /// Age of the oldest pending change, in milliseconds.
+    pub oldest_pending_ms: Option<Millis>,
+}
+
+impl StatusSnapshot {
+    /// The cohorts; none where the ledger could not be read.
+    pub fn known_cohorts(&self) -> &[CohortView] {
+        self.cohorts.as_deref().unwrap_or_default()
+    }
+
+    /// What is still to do for one destination.
+    pub fn outstanding(&self, destination: &DestinationName) -> Outstanding {
+        self.known_cohorts()
+            .iter()
+            .flat_map(|cohort| &cohort.destinations)
+            .filter(|delivery| delivery.name == *destination)
+            .fold(Outstanding::default(), |sum, delivery| Outstanding {
+                pending: sum.pending + delivery.pending,
+                dead: sum.dead + delivery.dead,
+                oldest_pending_ms: sum
+                    .oldest_pending_ms
+                    .max(oldest_pending_ms(delivery, self.now)),
+            })
+    }
+}
+
+/// Age of a cohort's oldest pending change at `now`, in milliseconds; never negative, even after
+/// the clock was set back.
+pub fn oldest_pending_ms(delivery: &DeliveryView, now: Millis) -> Option<Millis> {
+    delivery
+        .oldest_pending_at
+        .map(|since| now.saturating_sub(since).max(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_refused_from_the_limit_on_and_taken_again_below_it() {
+        let health = Health::new(2);
+        health.page_appended();
+        assert_eq!(health.refusal(), None);
+        health.page_appended();
+        assert_eq!(
+            health.refusal(),
+            Some(Refusal::Backlog {
+                waiting: 2,
+                limit: 2
+            })
+        );
+        health.pages_folded(1);
+        assert_eq!(health.refusal(), None);
+    }
+
+    #[test]
+    fn pages_of_an_earlier_run_count() {
+        let health = Health::new(2);
+        health.pages_found(7);
+        health.pages_folded(8);
+        assert_eq!(health.backlog(), 0);
+        health.page_appended();
+        health.page_appended();
+        assert_eq!(health.backlog(), 1);
+    }
+
+    #[test]
+    fn a_shutdown_is_the_reason_that_is_given() {
+        let health = Health::new(0);
+        health.shut_down();
+        assert_eq!(health.refusal(), Some(Refusal::ShuttingDown));
+    }
+
+    #[test]
+    fn only_a_change_of_state_is_news() {
+        let health = DestinationHealth::new("production".into());
+        let halted = DestinationState::Halted {
+            reason: "wrong key".into(),
+        };
+        assert!(!health.set(DestinationState::Ok));
+        assert!(health.set(halted.clone()));
+        assert!(!health.set(halted));
+        assert_eq!(health.status().state.as_str(), "halted");
+        assert_eq!(health.status().state.reason(), Some("wrong key"));
+    }
+}

@@ -1,0 +1,152 @@
+//! What an operator does to the ledger.
+
+use rusqlite::params;
+
+use super::apply::{Late, Tally};
+use super::ledger::Ledger;
+use crate::clock::Millis;
+use crate::cohort::{SourceName, Told};
+use crate::store::{CohortRef, DeadLetterFilter, StoreError};
+
+impl Ledger {
+    /// Takes dead letters out and gives them back; `None` in the filter means any.
+    fn take_dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+    ) -> Result<Vec<(i64, String, CohortRef, bool, Late)>, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "DELETE FROM dead_letter
+                 WHERE (?1 IS NULL OR destination = (SELECT id FROM destination WHERE name = ?1))
+                   AND (?2 IS NULL OR identifier = ?2)
+                 RETURNING destination, identifier, cohort, member, sent, late_until",
+            )?
+            .query_map(params![filter.destination, filter.identifier], |row| {
+                Ok((
+                    row.get(0)?,
+                    row.get(1)?,
+                    CohortRef(row.get(2)?),
+                    row.get(3)?,
+                    Late {
+                        sent: row.get(4)?,
+                        until: row.get(5)?,
+                    },
+                ))
+            })?
+            .collect::<Result<_, _>>()?)
+    }
+
+    /// Makes dead letters pending again.
+    pub fn retry_dead_letters(
+        &mut self,
+        filter: &DeadLetterFilter,
+        now: Millis,
+    ) -> Result<u64, StoreError> {
+        let letters = self.take_dead_letters(filter)?;
+        for (destination, identifier, cohort, member, late) in &letters {
+            self.note_change(*destination, identifier);
+            self.insert_pending(
+                *destination,
+                identifier,
+                *cohort,
+                *member,
+                Told::Unknown,
+                *late,
+                now,
+            )?;
+            let mut tally = Tally::new(*destination);
+            tally.add(*cohort, *member, now, 1);
+            self.count(&tally)?;
+        }
+        Ok(letters.len() as u64)
+    }
+
+    fn note_change(&mut self, destination: i64, identifier: &str) {
+        if let Some(state) = self
+            .destinations
+            .iter_mut()
+            .find(|state| state.id == destination)
+        {
+            state.note_change(identifier);
+        }
+    }
+
+    /// Forgets dead letters: the trait stays as it is in Flagsmith until the person's next change.
+    pub fn drop_dead_letters(&mut self, filter: &DeadLetterFilter) -> Result<u64, StoreError> {
+        Ok(self.take_dead_letters(filter)?.len() as u64)
+    }
+
+    /// Makes at most `limit` traits of a cohort pending again, behind `after`. Returns how many
+    /// people it looked at and the last of them.
+    pub fn resync_some(
+        &mut self,
+        destination: usize,
+        cohort: CohortRef,
+        after: Option<&str>,
+        limit: usize,
+        now: Millis,
+    ) -> Result<(u64, Option<String>), StoreError> {
+        let id = self.destinations[destination].id;
+        let people = self
+            .connection
+            .prepare_cached(
+                "SELECT identifier, member FROM member WHERE cohort = ?1 AND identifier > coalesce(?2, '') ORDER BY identifier LIMIT ?3",
+            )?
+            .query_map(params![cohort.0, after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?))
+            })?
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut tally = Tally::new(id);
+        for (identifier, member) in &people {
+            self.note_change(id, identifier);
+            let updated = self
+                .connection
+                .prepare_cached("UPDATE pending SET told = NULL WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3")?
+                .execute(params![id, identifier, cohort.0])?;
+            if updated == 0 {
+                self.connection
+                    .prepare_cached("DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3")?
+                    .execute(params![id, identifier, cohort.0])?;
+                self.insert_pending(
+                    id,
+                    identifier,
+                    cohort,
+                    *member,
+                    Told::Unknown,
+                    Late::default(),
+                    now,
+                )?;
+                tally.add(cohort, *member, now, 1);
+            }
+        }
+        self.count(&tally)?;
+        let last = (people.len() == limit)
+            .then(|| people.last().map(|(identifier, _)| identifier.clone()));
+        Ok((people.len() as u64, last.flatten()))
+    }
+
+    /// The cohorts of that name (of several projects, possibly).
+    pub fn cohorts_named(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+    ) -> Result<Vec<CohortRef>, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached("SELECT id FROM cohort WHERE source = ?1 AND cohort_id = ?2")?
+            .query_map(params![&*source.0, cohort_id], |row| {
+                row.get(0).map(CohortRef)
+            })?
+            .collect::<Result<_, _>>()?)
+    }
+
+    /// Every cohort.
+    pub fn all_cohorts(&self) -> Result<Vec<CohortRef>, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached("SELECT id FROM cohort")?
+            .query_map([], |row| row.get(0).map(CohortRef))?
+            .collect::<Result<_, _>>()?)
+    }
+}

@@ -1,0 +1,448 @@
+//! Making a whole session true: who is a member, and what each destination therefore does not
+//! know yet.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::inbox::effect_from;
+use super::ledger::{Ledger, settled, told_from, told_stored};
+use crate::clock::Millis;
+use crate::cohort::{OnLeave, Target, Told};
+use crate::store::{Applied, Chunk, CohortRef, Effect, SessionRef, StoreError, WholeSession};
+
+/// Rows of the ledger that one chunk may look at. Replacing ten million by nobody must not become
+/// one transaction.
+const ROWS_A_CHUNK: usize = 8_192;
+
+/// One person's change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Change {
+    member: bool,
+    /// What the ledger said before: `None` where it knew nothing.
+    was: Option<bool>,
+}
+
+impl Ledger {
+    /// The session that waits to be applied.
+    pub fn whole_session(&mut self) -> Result<Option<WholeSession>, StoreError> {
+        let found = self
+            .connection
+            .prepare_cached(
+                "SELECT id, cohort, effect, applied_through FROM session WHERE state = 1 ORDER BY id LIMIT 1",
+            )?
+            .query_row([], |row| {
+                Ok(WholeSession {
+                    session: SessionRef(row.get(0)?),
+                    cohort: CohortRef(row.get(1)?),
+                    effect: effect_from(row.get(2)?),
+                    applied_through: row.get(3)?,
+                    pages: Vec::new(),
+                })
+            })
+            .optional()?;
+        let Some(mut whole) = found else {
+            return Ok(None);
+        };
+        whole.pages = self
+            .connection
+            .prepare_cached(
+                "SELECT page FROM session_page JOIN session ON session.id = session WHERE session = ?1 AND page <= total_pages ORDER BY page",
+            )?
+            .query_map([whole.session.0], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        Ok(Some(whole))
+    }
+
+    /// Makes a piece of a session true.
+    pub fn apply(&mut self, chunk: &Chunk, now: Millis) -> Result<Applied, StoreError> {
+        let (changes, through) = match chunk.effect {
+            Effect::Replace => self.compare(chunk)?,
+            Effect::Add => (self.differences(chunk, true)?, None),
+            Effect::Remove => (self.differences(chunk, false)?, None),
+        };
+        self.change_members(chunk.cohort, &changes)?;
+        for destination in 0..self.destinations.len() {
+            self.change_pending(destination, chunk.cohort, &changes, now)?;
+        }
+        let done_through = through.or_else(|| {
+            (!chunk.last).then(|| chunk.identifiers.iter().last().map(String::from))?
+        });
+        match done_through {
+            Some(identifier) => {
+                self.connection
+                    .prepare_cached("UPDATE session SET applied_through = ?2 WHERE id = ?1")?
+                    .execute(params![chunk.session.0, identifier])?;
+                Ok(Applied::Through(identifier))
+            }
+            None => {
+                self.finish_session(chunk.session)?;
+                Ok(Applied::Done)
+            }
+        }
+    }
+
+    /// Walks the chunk and the ledger side by side: whoever is in one and not in the other
+    /// changes. Stops early, at the identifier returned, where the ledger has many more.
+    fn compare(&self, chunk: &Chunk) -> Result<(Changes, Option<String>), StoreError> {
+        let after = chunk.after.as_deref();
+        let upto = if chunk.last {
+            None
+        } else {
+            chunk.identifiers.iter().last()
+        };
+        let mut statement = self.connection.prepare_cached(
+            "SELECT identifier, member FROM member
+             WHERE cohort = ?1 AND identifier > coalesce(?2, '') AND (?3 IS NULL OR identifier <= ?3)
+             ORDER BY identifier LIMIT ?4",
+        )?;
+        let mut rows = statement.query(params![
+            chunk.cohort.0,
+            after,
+            upto,
+            i64::try_from(ROWS_A_CHUNK).unwrap_or(i64::MAX)
+        ])?;
+        let mut changes = Changes::default();
+        let mut wanted = chunk.identifiers.iter().peekable();
+        let mut seen = 0;
+        let mut last_row = None;
+        while let Some(row) = rows.next()? {
+            seen += 1;
+            let identifier = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+            let member: bool = row.get(1)?;
+            while let Some(joiner) = wanted.next_if(|wanted| *wanted < identifier) {
+                changes.push(
+                    joiner,
+                    Change {
+                        member: true,
+                        was: None,
+                    },
+                );
+            }
+            let stays = wanted.next_if(|wanted| *wanted == identifier).is_some();
+            if stays != member {
+                changes.push(
+                    identifier,
+                    Change {
+                        member: stays,
+                        was: Some(member),
+                    },
+                );
+            }
+            if seen == ROWS_A_CHUNK {
+                last_row = Some(String::from(identifier));
+            }
+        }
+        if last_row.is_none() {
+            for joiner in wanted {
+                changes.push(
+                    joiner,
+                    Change {
+                        member: true,
+                        was: None,
+                    },
+                );
+            }
+        }
+        Ok((changes, last_row))
+    }
+
+    /// Who of the chunk is not yet in (or out of) the cohort.
+    fn differences(&self, chunk: &Chunk, member: bool) -> Result<Changes, StoreError> {
+        let mut known = self
+            .connection
+            .prepare_cached("SELECT member FROM member WHERE cohort = ?1 AND identifier = ?2")?;
+        let mut changes = Changes::default();
+        for identifier in chunk.identifiers.iter() {
+            let was: Option<bool> = known
+                .query_row(params![chunk.cohort.0, identifier], |row| row.get(0))
+                .optional()?;
+            if was != Some(member) {
+                changes.push(identifier, Change { member, was });
+            }
+        }
+        Ok(changes)
+    }
+
+    fn change_members(&self, cohort: CohortRef, changes: &Changes) -> Result<(), StoreError> {
+        let mut insert = self.connection.prepare_cached(
+            "INSERT INTO member (cohort, identifier, member) VALUES (?1, ?2, ?3)",
+        )?;
+        let mut update = self.connection.prepare_cached(
+            "UPDATE member SET member = ?3 WHERE cohort = ?1 AND identifier = ?2",
+        )?;
+        let (mut members, mut leavers) = (0_i64, 0_i64);
+        for (identifier, change) in changes.iter() {
+            let statement = if change.was.is_some() {
+                &mut update
+            } else {
+                &mut insert
+            };
+            statement.execute(params![cohort.0, identifier, change.member])?;
+            match change.member {
+                true => {
+                    members += 1;
+                    leavers -= i64::from(change.was.is_some());
+                }
+                false => {
+                    leavers += 1;
+                    members -= i64::from(change.was.is_some());
+                }
+            }
+        }
+        self.connection
+            .prepare_cached(
+                "UPDATE cohort SET members = members + ?2, leavers = leavers + ?3 WHERE id = ?1",
+            )?
+            .execute(params![cohort.0, members, leavers])?;
+        Ok(())
+    }
+
+    fn change_pending(
+        &mut self,
+        destination: usize,
+        cohort: CohortRef,
+        changes: &Changes,
+        now: Millis,
+    ) -> Result<(), StoreError> {
+        let state = &self.destinations[destination];
+        let (id, on_leave) = (state.id, state.rules.on_leave);
+        let has_dead = self
+            .connection
+            .prepare_cached("SELECT 1 FROM dead_letter WHERE destination = ?1 LIMIT 1")?
+            .exists([id])?;
+        let mut tally = Tally::new(id);
+        for (identifier, change) in changes.iter() {
+            self.destinations[destination].note_change(identifier);
+            let held = match change.was {
+                // Nothing was known of the person, so there is nothing to look up.
+                None => None,
+                Some(_) => self.pending_row(id, identifier, cohort)?,
+            };
+            let dead = if has_dead {
+                self.take_dead(id, identifier, cohort)?
+            } else {
+                None
+            };
+            match held {
+                Some(held) => {
+                    self.change_held(id, identifier, cohort, *change, held, on_leave, &mut tally)?
+                }
+                None => {
+                    let told = match dead {
+                        Some(_) => Told::Unknown,
+                        None => told_before(*change, on_leave),
+                    };
+                    if told.needs_write(Target::of(change.member, on_leave)) {
+                        let late = dead.unwrap_or_default();
+                        self.insert_pending(
+                            id,
+                            identifier,
+                            cohort,
+                            change.member,
+                            told,
+                            late,
+                            now,
+                        )?;
+                        tally.add(cohort, change.member, now, 1);
+                    }
+                }
+            }
+        }
+        self.count(&tally)
+    }
+
+    /// The person changes again before the destination heard of the last change.
+    #[allow(clippy::too_many_arguments)]
+    fn change_held(
+        &self,
+        destination: i64,
+        identifier: &str,
+        cohort: CohortRef,
+        change: Change,
+        held: Held,
+        on_leave: OnLeave,
+        tally: &mut Tally,
+    ) -> Result<(), StoreError> {
+        tally.add(cohort, held.member, held.since, -1);
+        let needs_write = held.told.needs_write(Target::of(change.member, on_leave));
+        if needs_write || held.late_until.is_some() {
+            tally.add(cohort, change.member, held.since, 1);
+            // A change goes out at once, but where the last call failed; a value that is right
+            // already waits for the end of its watch.
+            let watched_until = held.late_until.filter(|_| !needs_write);
+            self.connection
+                .prepare_cached(
+                    "UPDATE pending SET member = ?4, due_at = CASE WHEN error IS NULL THEN ?5 ELSE due_at END
+                     WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                )?
+                .execute(params![destination, identifier, cohort.0, change.member, watched_until])?;
+        } else {
+            self.delete_pending(destination, identifier, cohort)?;
+        }
+        Ok(())
+    }
+
+    fn pending_row(
+        &self,
+        destination: i64,
+        identifier: &str,
+        cohort: CohortRef,
+    ) -> Result<Option<Held>, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT member, told, since, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+            )?
+            .query_row(params![destination, identifier, cohort.0], |row| {
+                Ok(Held {
+                    member: row.get(0)?,
+                    told: told_from(row.get(1)?),
+                    since: row.get(2)?,
+                    late_until: row.get(3)?,
+                })
+            })
+            .optional()?)
+    }
+
+    /// Writes down that a destination does not know something.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn insert_pending(
+        &self,
+        destination: i64,
+        identifier: &str,
+        cohort: CohortRef,
+        member: bool,
+        told: Told,
+        late: Late,
+        since: Millis,
+    ) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO pending (destination, identifier, cohort, member, told, since, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            )?
+            .execute(params![destination, identifier, cohort.0, member, told_stored(told), since, late.sent, late.until])?;
+        Ok(())
+    }
+
+    fn take_dead(
+        &self,
+        destination: i64,
+        identifier: &str,
+        cohort: CohortRef,
+    ) -> Result<Option<Late>, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3 RETURNING sent, late_until",
+            )?
+            .query_row(params![destination, identifier, cohort.0], |row| {
+                Ok(Late {
+                    sent: row.get(0)?,
+                    until: row.get(1)?,
+                })
+            })
+            .optional()?)
+    }
+
+    /// Brings the counts of `backlog` into step.
+    pub(super) fn count(&self, tally: &Tally) -> Result<(), StoreError> {
+        let mut add = self.connection.prepare_cached(
+            "INSERT INTO backlog (destination, cohort, member, since_seconds, rows) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO UPDATE SET rows = rows + excluded.rows",
+        )?;
+        let mut drop_empty = self.connection.prepare_cached(
+            "DELETE FROM backlog WHERE destination = ?1 AND cohort = ?2 AND member = ?3 AND since_seconds = ?4 AND rows <= 0",
+        )?;
+        for ((cohort, member, since_seconds), rows) in &tally.rows {
+            if *rows == 0 {
+                continue;
+            }
+            add.execute(params![
+                tally.destination,
+                cohort.0,
+                member,
+                since_seconds,
+                rows
+            ])?;
+            if *rows < 0 {
+                drop_empty.execute(params![tally.destination, cohort.0, member, since_seconds])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the destination knew before a change, where nothing is pending.
+fn told_before(change: Change, on_leave: OnLeave) -> Told {
+    match (change.was, change.member) {
+        (Some(was), _) => settled(was, on_leave),
+        // Somebody new: there is no such trait yet.
+        (None, true) => Told::Known(Target::Absent),
+        // A leaver of whom nothing is known: the ledger that made the trait may have been lost.
+        (None, false) => Told::Unknown,
+    }
+}
+
+/// What calls without a known end may still bring about.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Late {
+    /// The bits of the states sent.
+    pub(super) sent: Option<i64>,
+    /// Until when they may.
+    pub(super) until: Option<Millis>,
+}
+
+/// A `pending` row, as far as a change needs it.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    member: bool,
+    told: Told,
+    since: Millis,
+    late_until: Option<Millis>,
+}
+
+/// Changes in identifier order, their identifiers in one piece of memory.
+#[derive(Default)]
+struct Changes {
+    identifiers: String,
+    changes: Vec<(usize, Change)>,
+}
+
+impl Changes {
+    fn push(&mut self, identifier: &str, change: Change) {
+        self.identifiers.push_str(identifier);
+        self.changes.push((self.identifiers.len(), change));
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &Change)> {
+        let mut start = 0;
+        self.changes.iter().map(move |(end, change)| {
+            let identifier = &self.identifiers[start..*end];
+            start = *end;
+            (identifier, change)
+        })
+    }
+}
+
+/// Differences of `backlog`'s counts, gathered over one transaction.
+pub(super) struct Tally {
+    destination: i64,
+    rows: BTreeMap<(CohortRef, bool, i64), i64>,
+}
+
+impl Tally {
+    pub(super) fn new(destination: i64) -> Self {
+        Tally {
+            destination,
+            rows: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, cohort: CohortRef, member: bool, since: Millis, rows: i64) {
+        *self
+            .rows
+            .entry((cohort, member, since.div_euclid(1_000)))
+            .or_default() += rows;
+    }
+}

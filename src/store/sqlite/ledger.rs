@@ -1,0 +1,296 @@
+//! What the writing thread owns: the connection, and what it remembers between jobs.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::clock::Millis;
+use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told};
+use crate::store::{CohortRef, DestinationRules, SourceRules, StoreError};
+use crate::trait_key::{Naming, TraitKeyTemplate};
+
+/// Bytes of page cache of the writing connection: the inner pages of a ledger of ten million
+/// members fit, and the process stays far below its limit.
+const WRITER_CACHE_KIB: i64 = 24 * 1024;
+
+/// Frames (of 4 KiB) in the write-ahead log at which it is copied into the file: 16 MiB.
+const CHECKPOINT_FRAMES: i64 = 4_096;
+
+/// The writer's state.
+pub struct Ledger {
+    /// The only connection that writes.
+    pub connection: Connection,
+    /// The destinations of the settings.
+    pub destinations: Vec<DestinationState>,
+    sources: HashMap<SourceName, TraitKeyTemplate>,
+    cohorts: HashMap<CohortKey, CohortRef>,
+    trait_keys: HashMap<CohortRef, Arc<str>>,
+}
+
+/// A destination as the ledger sees it.
+pub struct DestinationState {
+    /// Its number in this ledger.
+    pub id: i64,
+    /// Its rules.
+    pub rules: DestinationRules,
+    /// Identities with a call under way.
+    pub in_flight: HashMap<Arc<str>, InFlight>,
+    /// When this process first claimed: what an earlier one sent was sent before that.
+    pub first_claim_at: Option<Millis>,
+}
+
+impl DestinationState {
+    /// Something about the person changed: where a call is under way, its end is not the end.
+    pub fn note_change(&mut self, identifier: &str) {
+        if let Some(call) = self.in_flight.get_mut(identifier) {
+            call.changed_since = true;
+        }
+    }
+}
+
+/// A call under way.
+#[derive(Clone, Copy, Debug)]
+pub struct InFlight {
+    /// When it was claimed.
+    pub claimed_at: Millis,
+    /// Whether the person changed after that.
+    pub changed_since: bool,
+}
+
+/// What names a cohort in Mixpanel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CohortKey {
+    /// The connection.
+    pub source: SourceName,
+    /// The project.
+    pub project_id: String,
+    /// The cohort.
+    pub cohort_id: String,
+}
+
+/// Opens a connection with the settings that durability needs.
+pub fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.execute_batch(&format!(
+        // FULL: in WAL mode NORMAL does not sync on commit, and a power cut would lose an
+        // acknowledged page.
+        "PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = FULL;
+         PRAGMA foreign_keys = OFF;
+         PRAGMA wal_autocheckpoint = 0;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA cache_size = -{WRITER_CACHE_KIB};"
+    ))?;
+    Ok(connection)
+}
+
+impl Ledger {
+    /// Takes over a migrated database.
+    pub fn new(
+        connection: Connection,
+        sources: Vec<SourceRules>,
+        destinations: Vec<DestinationRules>,
+    ) -> Result<Self, StoreError> {
+        let mut known = Vec::new();
+        for rules in destinations {
+            connection.execute(
+                "INSERT INTO destination (name) VALUES (?1) ON CONFLICT (name) DO NOTHING",
+                [rules.name.to_string()],
+            )?;
+            let id = connection.query_row(
+                "SELECT id FROM destination WHERE name = ?1",
+                [rules.name.to_string()],
+                |row| row.get(0),
+            )?;
+            known.push(DestinationState {
+                id,
+                rules,
+                in_flight: HashMap::new(),
+                first_claim_at: None,
+            });
+        }
+        Ok(Ledger {
+            connection,
+            destinations: known,
+            sources: sources
+                .into_iter()
+                .map(|source| (source.name, source.trait_key))
+                .collect(),
+            cohorts: HashMap::new(),
+            trait_keys: HashMap::new(),
+        })
+    }
+
+    /// Drops what was remembered: a transaction that wrote it did not come about.
+    pub fn forget_cached(&mut self) {
+        self.cohorts.clear();
+        self.trait_keys.clear();
+    }
+
+    /// The destination of that name.
+    pub fn destination(&mut self, name: &DestinationName) -> Result<usize, StoreError> {
+        self.destinations
+            .iter()
+            .position(|state| state.rules.name == *name)
+            .ok_or_else(|| StoreError::Failed(format!("there is no destination {name}")))
+    }
+
+    /// The cohort's number; a cohort that is new is written down with a trait key of its own.
+    pub fn cohort(
+        &mut self,
+        key: CohortKey,
+        name: Option<&str>,
+        heard_at: Millis,
+    ) -> Result<CohortRef, StoreError> {
+        let known = match self.cohorts.get(&key) {
+            Some(cohort) => Some(*cohort),
+            None => self.find_cohort(&key)?,
+        };
+        let cohort = match known {
+            Some(cohort) => {
+                self.connection
+                    .prepare_cached(
+                        "UPDATE cohort SET last_heard_at = max(last_heard_at, ?2), name = coalesce(?3, name) WHERE id = ?1",
+                    )?
+                    .execute(params![cohort.0, heard_at, name])?;
+                cohort
+            }
+            None => self.create_cohort(&key, name.unwrap_or_default(), heard_at)?,
+        };
+        self.cohorts.insert(key, cohort);
+        Ok(cohort)
+    }
+
+    fn find_cohort(&self, key: &CohortKey) -> Result<Option<CohortRef>, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT id FROM cohort WHERE source = ?1 AND project_id = ?2 AND cohort_id = ?3",
+            )?
+            .query_row(
+                params![&*key.source.0, key.project_id, key.cohort_id],
+                |row| row.get(0).map(CohortRef),
+            )
+            .optional()?)
+    }
+
+    fn create_cohort(
+        &mut self,
+        key: &CohortKey,
+        name: &str,
+        heard_at: Millis,
+    ) -> Result<CohortRef, StoreError> {
+        let trait_key = {
+            let mut taken = self
+                .connection
+                .prepare_cached("SELECT 1 FROM cohort WHERE trait_key = ?1")?;
+            let template = self.sources.get(&key.source).cloned().unwrap_or_default();
+            let mut failed = None;
+            let trait_key = template.key_for(
+                Naming {
+                    name,
+                    id: &key.cohort_id,
+                    project: &key.project_id,
+                    source: &key.source.0,
+                },
+                |candidate| {
+                    taken.exists([candidate]).unwrap_or_else(|error| {
+                        failed = Some(error);
+                        false
+                    })
+                },
+            );
+            match failed {
+                Some(error) => return Err(error.into()),
+                None => trait_key,
+            }
+        };
+        let shown = if name.is_empty() {
+            &key.cohort_id
+        } else {
+            name
+        };
+        self.connection.execute(
+            "INSERT INTO cohort (source, project_id, cohort_id, name, trait_key, last_heard_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![&*key.source.0, key.project_id, key.cohort_id, shown, trait_key, heard_at],
+        )?;
+        let cohort = CohortRef(self.connection.last_insert_rowid());
+        tracing::info!(source = %key.source, cohort_id = %key.cohort_id, trait_key, "cohort first heard of");
+        Ok(cohort)
+    }
+
+    /// The name of the cohort's trait.
+    pub fn trait_key(&mut self, cohort: CohortRef) -> Result<Arc<str>, StoreError> {
+        if let Some(key) = self.trait_keys.get(&cohort) {
+            return Ok(Arc::clone(key));
+        }
+        let key: Arc<str> = self
+            .connection
+            .prepare_cached("SELECT trait_key FROM cohort WHERE id = ?1")?
+            .query_row([cohort.0], |row| row.get::<_, String>(0))?
+            .into();
+        self.trait_keys.insert(cohort, Arc::clone(&key));
+        Ok(key)
+    }
+
+    /// Copies the write-ahead log into the file once it is long. Passive: it waits for nobody.
+    pub fn keep_log_short(&mut self) {
+        let path = self.connection.path().map(|path| format!("{path}-wal"));
+        let bytes = path
+            .and_then(|path| std::fs::metadata(path).ok())
+            .map_or(0, |file| file.len());
+        if i64::try_from(bytes / 4_096).unwrap_or(0) >= CHECKPOINT_FRAMES {
+            self.checkpoint();
+        }
+    }
+
+    /// Copies the write-ahead log into the file and starts it again.
+    pub fn checkpoint(&mut self) {
+        // A failure (a full disk, say) leaves the log as it is: nothing is lost, the next call
+        // tries again.
+        if let Err(error) = self
+            .connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        {
+            tracing::debug!(%error, "the write-ahead log could not be copied into the ledger");
+        }
+    }
+}
+
+/// `told` as stored: null unknown, 0 absent, 1 true, 2 false.
+pub fn told_from(stored: Option<i64>) -> Told {
+    match stored {
+        Some(0) => Told::Known(Target::Absent),
+        Some(1) => Told::Known(Target::True),
+        Some(2) => Told::Known(Target::False),
+        _ => Told::Unknown,
+    }
+}
+
+/// The stored form of `told`.
+pub fn told_stored(told: Told) -> Option<i64> {
+    match told {
+        Told::Unknown => None,
+        Told::Known(Target::Absent) => Some(0),
+        Told::Known(Target::True) => Some(1),
+        Told::Known(Target::False) => Some(2),
+    }
+}
+
+/// The bit of `target` in `sent`.
+pub const fn sent_bit(target: Target) -> i64 {
+    match target {
+        Target::Absent => 1,
+        Target::True => 2,
+        Target::False => 4,
+    }
+}
+
+/// What a leaver or member row without a `pending` row was told.
+pub const fn settled(member: bool, on_leave: OnLeave) -> Told {
+    Told::Known(Target::of(member, on_leave))
+}

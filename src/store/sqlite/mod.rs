@@ -1,0 +1,477 @@
+//! The ledger in one SQLite file: a write-ahead log, one writer, readers beside it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+
+use self::inbox::InboxPage;
+use self::ledger::{Ledger, connect};
+use self::writer::{Urgency, Writer};
+use super::{
+    Applied, Assembled, Chunk, Claims, CohortView, DeadLetter, DeadLetterFilter, DestinationRules,
+    MembershipView, SessionRef, Settlement, SourceRules, Store, StoreError, WholeSession,
+};
+use crate::clock::Millis;
+use crate::cohort::{DestinationName, OnLeave, SourceName, Target};
+use crate::mixpanel::Page;
+use crate::roster::Roster;
+
+mod actions;
+mod apply;
+mod exchange;
+mod inbox;
+mod ledger;
+mod read;
+mod writer;
+
+/// Migrations, in order; the file's `user_version` says how many it has had.
+const MIGRATIONS: [&str; 1] = [include_str!("../migrations/sqlite/0001_ledger.sql")];
+
+/// SQLite before 3.51.3 can corrupt a database in WAL mode (the 'WAL-reset' bug).
+const OLDEST_SQLITE: i32 = 3_051_003;
+
+/// Idle read connections kept open.
+const IDLE_READERS: usize = 2;
+
+/// People made pending in one transaction of a resync: a few milliseconds.
+const RESYNC_CHUNK: usize = 2_048;
+
+/// The SQLite store.
+pub struct SqliteStore {
+    path: PathBuf,
+    writer: Writer,
+    readers: Arc<Mutex<Vec<Connection>>>,
+    on_leave: HashMap<String, OnLeave>,
+    ledger_id: String,
+    log_hash_key: [u8; 32],
+    // Held for as long as the store lives.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the ledger, creates it where it is missing, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] while another process has it; [`StoreError::Newer`] where a newer
+    /// program wrote it; [`StoreError::OldSqlite`] for a library that is not to be trusted.
+    pub fn open(
+        path: &Path,
+        sources: Vec<SourceRules>,
+        destinations: Vec<DestinationRules>,
+    ) -> Result<Self, StoreError> {
+        if rusqlite::version_number() < OLDEST_SQLITE {
+            return Err(StoreError::OldSqlite(rusqlite::version().into()));
+        }
+        let lock = lock(path)?;
+        let mut connection = connect(path)?;
+        migrate(&mut connection)?;
+        let ledger_id = hex(&secret(&connection, "ledger_id")?[..8]);
+        let log_hash_key = secret(&connection, "log_hash_key")?;
+        let on_leave = destinations
+            .iter()
+            .map(|rules| (rules.name.to_string(), rules.on_leave))
+            .collect();
+        let ledger = Ledger::new(connection, sources, destinations)?;
+        let writer = Writer::start(ledger).map_err(|source| StoreError::Io {
+            path: path.display().to_string(),
+            source,
+        })?;
+        Ok(SqliteStore {
+            path: path.into(),
+            writer,
+            readers: Arc::default(),
+            on_leave,
+            ledger_id,
+            log_hash_key,
+            _lock: lock,
+        })
+    }
+
+    async fn read<R, F>(&self, query: F) -> Result<R, StoreError>
+    where
+        R: Send + 'static,
+        F: FnOnce(&Connection) -> Result<R, StoreError> + Send + 'static,
+    {
+        let readers = Arc::clone(&self.readers);
+        let path = self.path.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let idle = readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let connection = match idle {
+                Some(connection) => connection,
+                None => connect_reader(&path)?,
+            };
+            let result = query(&connection);
+            let mut readers = readers.lock().unwrap_or_else(PoisonError::into_inner);
+            if readers.len() < IDLE_READERS {
+                readers.push(connection);
+            }
+            result
+        });
+        reading.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    async fn work<R, F>(&self, job: F) -> Result<R, StoreError>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut Ledger) -> Result<R, StoreError> + Send + 'static,
+    {
+        self.writer.write(Urgency::Work, job, |_, _| {}).await
+    }
+
+    async fn resync_cohort(
+        &self,
+        destination: usize,
+        cohort: super::CohortRef,
+        now: Millis,
+    ) -> Result<u64, StoreError> {
+        let mut total = 0;
+        let mut after: Option<String> = None;
+        loop {
+            let from = after.take();
+            let (people, last) = self
+                .work(move |ledger| {
+                    ledger.resync_some(destination, cohort, from.as_deref(), RESYNC_CHUNK, now)
+                })
+                .await?;
+            total += people;
+            match last {
+                Some(last) => after = Some(last),
+                None => return Ok(total),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn append(&self, source: &SourceName, page: Page, now: Millis) -> Result<(), StoreError> {
+        let page = InboxPage::new(source.clone(), page, now);
+        self.writer
+            .write(
+                Urgency::Page,
+                move |ledger| ledger.append(&page),
+                |_, ()| {},
+            )
+            .await
+    }
+
+    async fn has_sent_property(
+        &self,
+        source: &SourceName,
+        property: &str,
+    ) -> Result<bool, StoreError> {
+        let (source, property) = (source.to_string(), property.to_owned());
+        self.read(move |connection| {
+            Ok(connection
+                .prepare_cached(
+                    "SELECT 1 FROM source_property WHERE source = ?1 AND property = ?2",
+                )?
+                .exists([source, property])?)
+        })
+        .await
+    }
+
+    async fn note_property(&self, source: &SourceName, property: &str) -> Result<(), StoreError> {
+        let (source, property) = (source.to_string(), property.to_owned());
+        self.work(move |ledger| {
+            ledger.connection.execute(
+                "INSERT INTO source_property (source, property) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                [source, property],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn assemble(&self, limit: usize, now: Millis) -> Result<Assembled, StoreError> {
+        self.work(move |ledger| ledger.assemble(limit, now)).await
+    }
+
+    async fn waiting_pages(&self) -> Result<u64, StoreError> {
+        self.read(read::waiting_pages).await
+    }
+
+    async fn whole_session(&self) -> Result<Option<WholeSession>, StoreError> {
+        self.work(Ledger::whole_session).await
+    }
+
+    async fn page_roster(&self, session: SessionRef, page: u32) -> Result<Roster, StoreError> {
+        self.read(move |connection| read::page_roster(connection, session, page))
+            .await
+    }
+
+    async fn apply(&self, chunk: Chunk, now: Millis) -> Result<Applied, StoreError> {
+        self.work(move |ledger| ledger.apply(&chunk, now)).await
+    }
+
+    async fn tidy(&self, limit: usize, now: Millis) -> Result<usize, StoreError> {
+        self.work(move |ledger| ledger.tidy(limit, now)).await
+    }
+
+    async fn exchange(
+        &self,
+        destination: &DestinationName,
+        settle: Vec<Settlement>,
+        after: Option<Arc<str>>,
+        limit: usize,
+        now: Millis,
+    ) -> Result<Claims, StoreError> {
+        let name = destination.clone();
+        let ended: Vec<_> = settle
+            .iter()
+            .map(|settlement| Arc::clone(&settlement.claim.identifier))
+            .collect();
+        let exchanged = self
+            .writer
+            .write(
+                Urgency::Work,
+                move |ledger| {
+                    let destination = ledger.destination(&name)?;
+                    let claims =
+                        ledger.exchange(destination, &settle, after.as_deref(), limit, now)?;
+                    Ok((destination, claims))
+                },
+                move |ledger, (destination, claims)| {
+                    ledger.note_in_flight(*destination, &ended, &claims.claims, now);
+                },
+            )
+            .await?;
+        Ok(exchanged.1)
+    }
+
+    async fn bring_up(
+        &self,
+        destination: &DestinationName,
+        now: Millis,
+    ) -> Result<u64, StoreError> {
+        let name = destination.clone();
+        let mark = format!("brought_up:{destination}");
+        let key = mark.clone();
+        let (index, is_new, cohorts) = self
+            .work(move |ledger| {
+                let index = ledger.destination(&name)?;
+                let done = ledger
+                    .connection
+                    .query_row("SELECT 1 FROM meta WHERE key = ?1", [&key], |_| Ok(()))
+                    .optional()?
+                    .is_some();
+                Ok((index, !done, ledger.all_cohorts()?))
+            })
+            .await?;
+        let mut total = 0;
+        if is_new {
+            for cohort in cohorts {
+                total += self.resync_cohort(index, cohort, now).await?;
+            }
+            self.work(move |ledger| {
+                ledger.connection.execute(
+                    "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, 1)",
+                    [&mark],
+                )?;
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(total)
+    }
+
+    async fn cohorts(&self) -> Result<Vec<CohortView>, StoreError> {
+        self.read(read::cohorts).await
+    }
+
+    async fn member(&self, identifier: &str) -> Result<Vec<MembershipView>, StoreError> {
+        let identifier = identifier.to_owned();
+        let on_leave = self.on_leave.clone();
+        self.read(move |connection| {
+            read::member(connection, &identifier, |destination, member| {
+                Target::of(
+                    member,
+                    on_leave.get(destination).copied().unwrap_or_default(),
+                )
+            })
+        })
+        .await
+    }
+
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        self.read(move |connection| read::dead_letters(connection, limit))
+            .await
+    }
+
+    async fn retry_dead_letters(
+        &self,
+        filter: DeadLetterFilter,
+        now: Millis,
+    ) -> Result<u64, StoreError> {
+        self.work(move |ledger| ledger.retry_dead_letters(&filter, now))
+            .await
+    }
+
+    async fn drop_dead_letters(&self, filter: DeadLetterFilter) -> Result<u64, StoreError> {
+        self.work(move |ledger| ledger.drop_dead_letters(&filter))
+            .await
+    }
+
+    async fn resync(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        let (source, cohort_id) = (source.clone(), cohort_id.to_owned());
+        let (destinations, cohorts) = self
+            .work(move |ledger| {
+                Ok((
+                    ledger.destinations.len(),
+                    ledger.cohorts_named(&source, &cohort_id)?,
+                ))
+            })
+            .await?;
+        if cohorts.is_empty() {
+            return Ok(None);
+        }
+        let mut people = 0;
+        for cohort in cohorts {
+            for destination in 0..destinations {
+                people += self.resync_cohort(destination, cohort, now).await?;
+            }
+        }
+        Ok(Some(people))
+    }
+
+    fn ledger_id(&self) -> &str {
+        &self.ledger_id
+    }
+
+    fn log_hash_key(&self) -> &[u8; 32] {
+        &self.log_hash_key
+    }
+
+    async fn ready(&self) -> Result<(), StoreError> {
+        self.writer
+            .write(
+                Urgency::Page,
+                |ledger| {
+                    // A write, so that a full or read-only disk shows.
+                    ledger.connection.execute(
+                        "INSERT OR REPLACE INTO meta (key, value) VALUES ('ready', 1)",
+                        [],
+                    )?;
+                    Ok(())
+                },
+                |_, ()| {},
+            )
+            .await
+    }
+
+    async fn close(&self) {
+        self.writer.close();
+        self.readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}
+
+/// The schema version of a ledger that may be in use; `None` where there is no file.
+pub fn schema_version(path: &Path) -> Result<Option<i64>, StoreError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let connection = connect_reader(path)?;
+    Ok(Some(user_version(&connection)?))
+}
+
+fn connect_reader(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    Ok(connection)
+}
+
+fn user_version(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let found = user_version(connection)?;
+    let known = MIGRATIONS.len() as i64;
+    if found > known {
+        return Err(StoreError::Newer { found, known });
+    }
+    for (number, migration) in (1_i64..).zip(MIGRATIONS) {
+        if number > found {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(migration)?;
+            transaction.pragma_update(None, "user_version", number)?;
+            transaction.commit()?;
+        }
+    }
+    Ok(())
+}
+
+/// 32 random bytes, made once for a ledger.
+fn secret(connection: &Connection, name: &str) -> Result<[u8; 32], StoreError> {
+    let mut fresh = [0_u8; 32];
+    getrandom::fill(&mut fresh).map_err(|error| StoreError::Failed(error.to_string()))?;
+    connection.execute(
+        "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING",
+        rusqlite::params![name, &fresh[..]],
+    )?;
+    Ok(
+        connection.query_row("SELECT value FROM meta WHERE key = ?1", [name], |row| {
+            row.get(0)
+        })?,
+    )
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One process a ledger. A lock on a file beside it: closing any handle of the ledger itself would
+/// drop the locks that SQLite holds on it.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let lock_path = path.with_added_extension("lock");
+    let io = |source| StoreError::Io {
+        path: lock_path.display().to_string(),
+        source,
+    };
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&lock_path)
+        .map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            let holder = holder.trim();
+            return Err(StoreError::InUse {
+                path: path.display().to_string(),
+                holder: if holder.is_empty() {
+                    String::new()
+                } else {
+                    format!(" (process {holder})")
+                },
+            });
+        }
+        Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),
+    }
+    // Only for the message above; a full disk must not keep the service from starting.
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
