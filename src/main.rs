@@ -1,2 +1,102 @@
-//! The command line.
-fn main() {}
+//! The command line: parse, run, print what went wrong, exit.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use cohort_bridge::app::App;
+use cohort_bridge::clock::SystemClock;
+use cohort_bridge::config::{
+    AdminEndpoint, ConfigError, Environment, LogFormat, ReplaySettings, Settings,
+};
+use cohort_bridge::{check, cli, demo, logging, operator, replay};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The work failed.
+const FAILED: u8 = 1;
+
+/// Wrong usage or settings.
+const WRONG_SETTINGS: u8 = 2;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let command = cli::parse().command;
+    match run(command).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => {
+            let wrong_settings = error.is::<ConfigError>();
+            let mut line = format!("{error:#}");
+            if wrong_settings {
+                line = format!("cohort-bridge cannot start with these settings:\n{line}");
+            }
+            // Nobody is left to tell where even that fails.
+            let _ = writeln!(std::io::stderr(), "{line}");
+            ExitCode::from(if wrong_settings {
+                WRONG_SETTINGS
+            } else {
+                FAILED
+            })
+        }
+    }
+}
+
+async fn run(command: cli::Command) -> anyhow::Result<bool> {
+    let environment = Environment::of_process();
+    match command {
+        cli::Command::Serve(args) => {
+            let settings = Settings::from_args(&args, &environment)?;
+            logging::init(settings.log_format, &settings.log_filter)?;
+            for warning in &settings.warnings {
+                tracing::warn!("{warning}");
+            }
+            let app = App::build(settings, Arc::new(SystemClock)).await?;
+            app.run_until(told_to_stop()?).await?;
+            Ok(true)
+        }
+        cli::Command::Check(args) => {
+            let settings = Settings::from_args(&args, &environment)?;
+            Ok(check::check(&settings, &SystemClock, &mut std::io::stdout()).await?)
+        }
+        cli::Command::Demo(args) => {
+            logging::init(LogFormat::Text, "warn")?;
+            demo::demo(args.stay, told_to_stop()?, &mut std::io::stdout()).await
+        }
+        cli::Command::Replay(args) => {
+            let settings = ReplaySettings::from_args(&args, &environment)?;
+            let summary = replay::Replay::new(&settings, Arc::new(SystemClock))?
+                .run(&settings.paths, &mut std::io::stdout())
+                .await?;
+            Ok(summary.is_success())
+        }
+        cli::Command::Operator(command) => {
+            let (args, action) = command.into_action();
+            let endpoint = AdminEndpoint::from_args(&args, &environment)?;
+            let output = if args.json {
+                operator::Output::Json
+            } else {
+                operator::Output::Table
+            };
+            operator::run(&action, &endpoint, output, &mut std::io::stdout()).await?;
+            Ok(true)
+        }
+    }
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+fn told_to_stop() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    Ok(stop)
+}

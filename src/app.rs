@@ -1,0 +1,261 @@
+//! The service as a whole: built, bound, run until it is told to stop.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::Server;
+use actix_web::middleware::from_fn;
+use actix_web::{App as Actix, HttpServer, web};
+use anyhow::Context;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, millis};
+use crate::config::{Database, Destination, Settings, Source};
+use crate::dispatch::{Dispatch, Parts};
+use crate::flagsmith::Flagsmith;
+use crate::fold::Fold;
+use crate::http::admin::AdminAccess;
+use crate::http::authenticate::{BODY_DEADLINE, Intake};
+use crate::http::receive::{Receiver, ReceiverParts};
+use crate::http::{self, Admin, Detached};
+use crate::logging::IdentifierHash;
+use crate::metrics::Metrics;
+use crate::status::{BACKLOG_LIMIT_PAGES, DestinationHealth, Health};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{DestinationRules, SourceRules, Store};
+
+/// Threads that answer webhooks: taking a page in is parsing, which a third thread on two cores
+/// would not make faster.
+const MOST_WEBHOOK_WORKERS: usize = 4;
+
+/// How long a client may take to send the head of a request.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A service that is bound and not yet running.
+pub struct App {
+    webhook: SocketAddr,
+    admin: SocketAddr,
+    webhook_server: Server,
+    admin_server: Server,
+    shutdown_grace: Duration,
+    clock: Arc<dyn Clock>,
+    health: Arc<Health>,
+    detached: Detached,
+    store: Arc<dyn Store>,
+    dispatches: Vec<Arc<Dispatch>>,
+}
+
+impl App {
+    /// Opens the ledger and binds both listeners.
+    ///
+    /// # Errors
+    /// Whatever keeps the service from starting, with what to do about it.
+    pub async fn build(settings: Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let store = open_store(&settings)?;
+        let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
+        let health = Arc::new(Health::new(BACKLOG_LIMIT_PAGES));
+        health.pages_found(store.waiting_pages().await?);
+        let detached = Detached::on(tokio::runtime::Handle::current());
+
+        let mut dispatches = Vec::new();
+        let mut destinations = Vec::new();
+        for destination in &settings.destinations {
+            let destination_health = Arc::new(DestinationHealth::new(destination.name.clone()));
+            destinations.push(Arc::clone(&destination_health));
+            let counters = metrics.destination(&destination.name);
+            let calls = counters.clone();
+            let client = Flagsmith::new(destination)?
+                .observed_by(move |call| calls.call_ended(call.status, call.elapsed));
+            dispatches.push(Arc::new(Dispatch::new(Parts {
+                store: Arc::clone(&store),
+                clock: Arc::clone(&clock),
+                destination: Arc::clone(destination),
+                client,
+                health: destination_health,
+                metrics: counters,
+                hash: IdentifierHash::new(store.log_hash_key()),
+            })));
+        }
+
+        let intake = web::Data::new(Intake {
+            sources: settings
+                .sources
+                .iter()
+                .map(|source| (source.name.clone(), Arc::clone(source)))
+                .collect(),
+            max_body_bytes: settings.max_body_bytes,
+            body_deadline: BODY_DEADLINE,
+            clock: Arc::clone(&clock),
+        });
+        let receiver = web::Data::new(Receiver::new(ReceiverParts {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            health: Arc::clone(&health),
+            metrics: Arc::clone(&metrics),
+            detached: detached.clone(),
+        }));
+        let workers = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(MOST_WEBHOOK_WORKERS);
+        let listener = bind(settings.listen, "COHORT_BRIDGE_LISTEN")?;
+        let webhook = listener.local_addr()?;
+        let webhook_server = HttpServer::new(move || {
+            let (intake, receiver) = (intake.clone(), receiver.clone());
+            Actix::new()
+                .wrap(from_fn(http::request_id))
+                .configure(|config| http::configure_webhook(config, intake, receiver))
+        })
+        .workers(workers)
+        .max_connections(settings.max_connections.div_ceil(workers))
+        .client_request_timeout(HEAD_DEADLINE)
+        .shutdown_timeout(settings.shutdown_grace.as_secs())
+        .disable_signals()
+        .listen(listener)?
+        .run();
+
+        let listener = bind(settings.admin_listen, "COHORT_BRIDGE_ADMIN_LISTEN")?;
+        let admin_address = listener.local_addr()?;
+        let admin = web::Data::new(Admin {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            health: Arc::clone(&health),
+            destinations,
+            metrics,
+            detached: detached.clone(),
+            access: AdminAccess::new(settings.admin_token.as_ref(), admin_address),
+        });
+        let admin_server = HttpServer::new(move || {
+            let admin = admin.clone();
+            Actix::new()
+                .wrap(from_fn(http::request_id))
+                .configure(|config| http::configure_admin(config, admin))
+        })
+        .workers(1)
+        .shutdown_timeout(1)
+        .disable_signals()
+        .listen(listener)?
+        .run();
+
+        Ok(App {
+            webhook,
+            admin: admin_address,
+            webhook_server,
+            admin_server,
+            shutdown_grace: settings.shutdown_grace,
+            clock,
+            health,
+            detached,
+            store,
+            dispatches,
+        })
+    }
+
+    /// Where webhooks are taken in.
+    pub fn webhook_address(&self) -> SocketAddr {
+        self.webhook
+    }
+
+    /// Where health, metrics, status page and admin API are.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Runs until `stop`. Then: not ready, no new pages, what is in flight is finished, what is
+    /// claimed is given back, the ledger is closed.
+    ///
+    /// # Errors
+    /// Where a listener fails.
+    pub async fn run_until(self, stop: CancellationToken) -> anyhow::Result<()> {
+        tracing::info!(webhook = %self.webhook, admin = %self.admin, ledger = self.store.ledger_id(), "cohort-bridge is up");
+        let webhook = self.webhook_server.handle();
+        let admin = self.admin_server.handle();
+        let mut webhook_server = tokio::spawn(self.webhook_server);
+        let admin_server = tokio::spawn(self.admin_server);
+        let loops = CancellationToken::new();
+        let mut running = JoinSet::new();
+        let fold = Fold::new(Arc::clone(&self.store), Arc::clone(&self.clock));
+        running.spawn(fold.run(Arc::clone(&self.health), loops.clone()));
+        for dispatch in self.dispatches {
+            running.spawn(dispatch.run(self.health.ledger_changes(), loops.clone()));
+        }
+
+        let failed = tokio::select! {
+            () = stop.cancelled() => None,
+            ended = &mut webhook_server => Some(ended),
+        };
+        let deadline = self.clock.now() + millis(self.shutdown_grace);
+        tracing::info!("stopping: no new pages");
+        self.health.shut_down();
+        loops.cancel();
+        let finish = async {
+            webhook.stop(true).await;
+            self.detached.finish().await;
+            while running.join_next().await.is_some() {}
+        };
+        tokio::select! {
+            () = finish => {}
+            () = self.clock.sleep_until(deadline) => {
+                tracing::warn!("the grace is over: calls still under way will be made again");
+                running.abort_all();
+            }
+        }
+        admin.stop(false).await;
+        self.store.close().await;
+        admin_server.abort();
+        tracing::info!("stopped");
+        match failed {
+            None => Ok(()),
+            Some(ended) => ended?.context("the webhook listener failed"),
+        }
+    }
+}
+
+/// The ledger of the settings.
+pub(crate) fn open_store(settings: &Settings) -> anyhow::Result<Arc<dyn Store>> {
+    let sources = settings
+        .sources
+        .iter()
+        .map(|source| source_rules(source))
+        .collect();
+    let destinations = settings
+        .destinations
+        .iter()
+        .map(|destination| destination_rules(destination))
+        .collect();
+    match &settings.database {
+        Database::Sqlite(path) => {
+            let store = SqliteStore::open(path, sources, destinations).with_context(|| {
+                format!(
+                    "the ledger {} cannot be opened (DATABASE_URL)",
+                    path.display()
+                )
+            })?;
+            Ok(Arc::new(store))
+        }
+    }
+}
+
+fn source_rules(source: &Source) -> SourceRules {
+    SourceRules {
+        name: source.name.clone(),
+        trait_key: source.trait_key.clone(),
+    }
+}
+
+fn destination_rules(destination: &Destination) -> DestinationRules {
+    DestinationRules {
+        name: destination.name.clone(),
+        on_leave: destination.on_leave,
+        linger_ms: millis(destination.linger),
+        late_write_ms: millis(destination.late_write_window),
+    }
+}
+
+fn bind(address: SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("cannot listen on {address}: choose another with {variable}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}

@@ -1,0 +1,660 @@
+//! The command line. Values of settings stay raw text here: [`config`](crate::config) reads them
+//! together with the variables, so that all faults are told at once.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use secrecy::SecretString;
+
+use crate::config::setting::{self, Setting};
+use crate::operator::{Action, Selection};
+
+/// What follows the flags in `--help` of commands that have settings.
+const SETTINGS_NOTES: &str = "\
+A flag beats its variable, and an empty variable counts as not set. A variable with _FILE at its \
+end names a file that holds the value. A variable COHORT_BRIDGE_… that is not known is a fault.
+Durations are a whole number and ms, s, m or h (50ms, 1s, 15m); sizes are bytes or a whole number \
+and kB, MB, GB, KiB, MiB or GiB.
+RUST_LOG says which log lines are wanted, such as debug or cohort_bridge::dispatch=trace \
+[default: info]; other libraries never say more than info.";
+
+/// Turns Mixpanel cohort webhooks into boolean traits in Flagsmith.
+#[derive(Debug, Parser)]
+#[command(name = "cohort-bridge", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `cohort-bridge` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the service: webhook listener, delivery to Flagsmith, admin listener.
+    #[command(after_help = SETTINGS_NOTES)]
+    Serve(ServeArgs),
+    /// Watch it work, without an account or settings, against a stand-in Flagsmith.
+    Demo(DemoArgs),
+    /// Send recorded webhooks to a running service as Mixpanel would.
+    Replay(ReplayArgs),
+    /// Check all settings, the ledger, the Flagsmith key, and that a written trait stays.
+    #[command(after_help = SETTINGS_NOTES)]
+    Check(ServeArgs),
+    /// An operator's action on a running service.
+    #[command(flatten)]
+    Operator(OperatorCommand),
+}
+
+/// The settings of `serve` and `check`, as written on the command line.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeArgs {
+    /// Where the public webhook listener binds.
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<String>,
+    /// Where the admin listener binds: health, metrics, status page, admin API.
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin_listen: Option<String>,
+    /// Bearer token of admin calls that change anything or name a person; without one they work on loopback only.
+    #[arg(long, value_name = "TOKEN")]
+    pub admin_token: Option<SecretString>,
+    /// Where the ledger is kept: sqlite:// and the path of a file, which is created where missing.
+    #[arg(long, value_name = "URL")]
+    pub database_url: Option<SecretString>,
+    /// Who may send webhooks by HTTP Basic; several, for rotation, are separated by space or newline.
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub webhook_basic_auth: Option<SecretString>,
+    /// Secrets of signed webhooks, whsec_…; several, for rotation, are separated by space or newline.
+    #[arg(long, value_name = "SECRET")]
+    pub webhook_signing_secret: Option<SecretString>,
+    /// Let anyone send webhooks; without it, no credentials means no start [flag only] [default: off].
+    #[arg(long)]
+    pub allow_unauthenticated: bool,
+    /// Base of the Flagsmith SDK API.
+    #[arg(long, value_name = "URL")]
+    pub flagsmith_api_url: Option<String>,
+    /// Key of the Flagsmith environment, a server-side one (ser.…).
+    #[arg(long, value_name = "KEY")]
+    pub flagsmith_environment_key: Option<SecretString>,
+    /// Allow a Flagsmith API URL without TLS outside private networks.
+    #[arg(long)]
+    pub allow_http: bool,
+    /// Which property of a member is its Flagsmith identifier; of several, separated by comma, the first usable one.
+    #[arg(long, value_name = "NAMES")]
+    pub identifier_property: Option<String>,
+    /// How a new cohort's trait key is made, of {name}, {id} and {project}.
+    #[arg(long, value_name = "TEMPLATE")]
+    pub trait_key: Option<String>,
+    /// What becomes of ids that begin with $device: skip sets them aside, keep sends them.
+    #[arg(long, value_name = "skip|keep")]
+    pub anonymous: Option<String>,
+    /// Hold a session's removals above so many people or percent (not available in this version).
+    #[arg(long, value_name = "PEOPLE,PERCENT")]
+    pub hold_removals_above: Option<String>,
+    /// What becomes of a leaver's trait: false sets it to false, delete removes it.
+    #[arg(long, value_name = "false|delete")]
+    pub on_leave: Option<String>,
+    /// How long after a time-out or a lost reply Flagsmith may still apply the write.
+    #[arg(long, value_name = "DURATION")]
+    pub late_write_window: Option<String>,
+    /// What a write's answer without traits means: halt delivery, or stored where the environment hides sensitive data.
+    #[arg(long, value_name = "halt|stored")]
+    pub blank_echo: Option<String>,
+    /// How often a canary trait proves that what is written stays, at least 10s.
+    #[arg(long, value_name = "DURATION")]
+    pub canary_interval: Option<String>,
+    /// Open connections of the webhook listener at most.
+    #[arg(long, value_name = "CONNECTIONS")]
+    pub max_connections: Option<String>,
+    /// How long a change may wait so that several cohorts of one identity share one call.
+    #[arg(long, value_name = "DURATION")]
+    pub linger: Option<String>,
+    /// Concurrent calls to a destination at most.
+    #[arg(long, value_name = "CALLS")]
+    pub max_in_flight: Option<String>,
+    /// Size of a webhook's body at most, from 64KiB to 1GiB.
+    #[arg(long, value_name = "SIZE")]
+    pub max_body_size: Option<String>,
+    /// How long a stop waits for what is in flight, at most 10m.
+    #[arg(long, value_name = "DURATION")]
+    pub shutdown_grace: Option<String>,
+    /// How log lines look on standard error.
+    #[arg(long, value_name = "text|json")]
+    pub log_format: Option<String>,
+    /// TOML file of several sources and destinations (not available in this version).
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<String>,
+}
+
+/// How `demo` ends.
+#[derive(Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Stay up, with the status page, until Ctrl-C.
+    #[arg(long, env = "COHORT_BRIDGE_STAY", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub stay: bool,
+}
+
+/// The settings of `replay`, as written on the command line.
+#[derive(Args, Clone, Debug)]
+pub struct ReplayArgs {
+    /// The webhook to send to.
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Authenticate by HTTP Basic, as Mixpanel does.
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub basic_auth: Option<SecretString>,
+    /// Sign requests by Standard Webhooks with this whsec_… secret, as relays do.
+    #[arg(long, value_name = "SECRET")]
+    pub signing_secret: Option<SecretString>,
+    /// Pages a second at most.
+    #[arg(long, value_name = "N")]
+    pub rate: Option<String>,
+    /// Files (one payload, a JSON array of payloads, or NDJSON), folders in name order, or - for standard input.
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+}
+
+/// How an operator's command reaches the service and shows what it learns.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OperatorArgs {
+    /// The admin listener.
+    #[arg(long, value_name = "URL")]
+    pub admin_url: Option<String>,
+    /// The service's admin token; other users see flags, so better set the variable.
+    #[arg(long, value_name = "TOKEN")]
+    pub admin_token: Option<SecretString>,
+    /// Print the admin API's JSON as it came.
+    #[arg(long, env = "COHORT_BRIDGE_JSON", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub json: bool,
+}
+
+/// An operator's action on a running service.
+#[derive(Debug, Subcommand)]
+pub enum OperatorCommand {
+    /// Traits that could not be written: list them, try them again, or drop them.
+    DeadLetters {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: DeadLettersCommand,
+    },
+    /// Write every trait of a cohort again.
+    Resync {
+        /// The cohort's source, such as default.
+        #[arg(value_name = "SOURCE")]
+        source: String,
+        /// Mixpanel's id of the cohort.
+        #[arg(value_name = "COHORT_ID")]
+        cohort_id: String,
+        /// How to reach the service.
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Show every cohort and where its delivery stands.
+    Cohorts {
+        /// How to reach the service.
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Show the cohorts of one person and where their delivery stands.
+    Member {
+        /// The Flagsmith identifier.
+        #[arg(value_name = "ID")]
+        identifier: String,
+        /// How to reach the service.
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Erase one person from the ledger.
+    Forget {
+        /// The Flagsmith identifier.
+        #[arg(value_name = "ID")]
+        identifier: String,
+        /// How to reach the service.
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+}
+
+/// What to do with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersCommand {
+    /// Show them, oldest first.
+    List {
+        /// How to reach the service.
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Try them again.
+    Retry(DeadLetterArgs),
+    /// Drop them: the traits stay as Flagsmith has them.
+    Drop(DeadLetterArgs),
+}
+
+/// Which dead letters are meant: all of them, unless a flag narrows it.
+#[derive(Args, Clone, Debug)]
+pub struct DeadLetterArgs {
+    /// Only those of this destination.
+    #[arg(long, value_name = "NAME")]
+    pub destination: Option<String>,
+    /// Only those of this person.
+    #[arg(long, value_name = "ID")]
+    pub identifier: Option<String>,
+    /// How to reach the service.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+}
+
+impl OperatorCommand {
+    /// How to reach the service, and what to ask of it.
+    pub fn into_action(self) -> (OperatorArgs, Action) {
+        let selection = |destination, identifier| Selection {
+            destination,
+            identifier,
+        };
+        match self {
+            OperatorCommand::DeadLetters { command } => match command {
+                DeadLettersCommand::List { operator } => (operator, Action::DeadLetters),
+                DeadLettersCommand::Retry(args) => (
+                    args.operator,
+                    Action::RetryDeadLetters(selection(args.destination, args.identifier)),
+                ),
+                DeadLettersCommand::Drop(args) => (
+                    args.operator,
+                    Action::DropDeadLetters(selection(args.destination, args.identifier)),
+                ),
+            },
+            OperatorCommand::Resync {
+                source,
+                cohort_id,
+                operator,
+            } => (operator, Action::Resync { source, cohort_id }),
+            OperatorCommand::Cohorts { operator } => (operator, Action::Cohorts),
+            OperatorCommand::Member {
+                identifier,
+                operator,
+            } => (operator, Action::Member { identifier }),
+            OperatorCommand::Forget {
+                identifier,
+                operator,
+            } => (operator, Action::Forget { identifier }),
+        }
+    }
+}
+
+/// Reads this process's command line; on wrong usage says what is right and exits 2.
+pub fn parse() -> Cli {
+    try_parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+/// Reads a command line, its first word being the program's name.
+///
+/// # Errors
+///
+/// What is wrong with it, or the text of `--help` and `--version`.
+pub fn try_parse_from<I, T>(arguments: I) -> Result<Cli, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    command()
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+}
+
+/// The command line with each setting's variable and default in its help.
+pub fn command() -> clap::Command {
+    let mut command = Cli::command()
+        .mut_subcommand("replay", |replay| with_notes(replay, setting::REPLAY))
+        .mut_subcommand("dead-letters", |letters| {
+            letters.mut_subcommands(|action| with_notes(action, setting::OPERATOR))
+        });
+    for name in ["serve", "check"] {
+        command = command.mut_subcommand(name, |serve| with_notes(serve, setting::SERVE));
+    }
+    for name in ["resync", "cohorts", "member", "forget"] {
+        command = command.mut_subcommand(name, |action| with_notes(action, setting::OPERATOR));
+    }
+    command
+}
+
+fn with_notes(command: clap::Command, settings: &[Setting]) -> clap::Command {
+    command.mut_args(|argument| {
+        let flag = argument.get_long().map(|long| format!("--{long}"));
+        let setting = settings
+            .iter()
+            .find(|setting| flag.as_deref() == Some(setting.flag));
+        match (setting, argument.get_help().map(ToString::to_string)) {
+            (Some(setting), Some(help)) => argument.help(format!("{help} {}", setting.help_note())),
+            _ => argument,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// The help of a command, by flag: its line, signature included.
+    fn help_lines(command_name: &str) -> BTreeMap<String, String> {
+        let mut command = command().term_width(0);
+        let help = command
+            .find_subcommand_mut(command_name)
+            .expect("the command exists")
+            .clone()
+            .term_width(0)
+            .render_long_help()
+            .to_string();
+        let mut lines: BTreeMap<String, String> = BTreeMap::new();
+        let mut flag = String::new();
+        for line in help.lines().map(str::trim) {
+            if let Some(start) = line.find("--").filter(|_| line.starts_with('-')) {
+                flag = line[start..]
+                    .split([' ', ','])
+                    .next()
+                    .unwrap_or("")
+                    .to_owned();
+            }
+            let kept = lines.entry(flag.clone()).or_default();
+            kept.push_str(line);
+            kept.push(' ');
+        }
+        lines
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    /// Flag, unit, variable and default of each setting, as the interface fixes them.
+    const SERVE: &[(&str, &str, &str, &str)] = &[
+        (
+            "--listen",
+            "<IP:PORT>",
+            "COHORT_BRIDGE_LISTEN",
+            "0.0.0.0:8080",
+        ),
+        (
+            "--admin-listen",
+            "<IP:PORT>",
+            "COHORT_BRIDGE_ADMIN_LISTEN",
+            "127.0.0.1:9090",
+        ),
+        (
+            "--admin-token",
+            "<TOKEN>",
+            "COHORT_BRIDGE_ADMIN_TOKEN, COHORT_BRIDGE_ADMIN_TOKEN_FILE",
+            "none",
+        ),
+        (
+            "--database-url",
+            "<URL>",
+            "DATABASE_URL, DATABASE_URL_FILE",
+            "sqlite://cohort-bridge.db",
+        ),
+        (
+            "--webhook-basic-auth",
+            "<USER:PASSWORD>",
+            "COHORT_BRIDGE_WEBHOOK_BASIC_AUTH, COHORT_BRIDGE_WEBHOOK_BASIC_AUTH_FILE",
+            "none",
+        ),
+        (
+            "--webhook-signing-secret",
+            "<SECRET>",
+            "COHORT_BRIDGE_WEBHOOK_SIGNING_SECRET, COHORT_BRIDGE_WEBHOOK_SIGNING_SECRET_FILE",
+            "none",
+        ),
+        (
+            "--flagsmith-api-url",
+            "<URL>",
+            "COHORT_BRIDGE_FLAGSMITH_API_URL",
+            "https://edge.api.flagsmith.com/api/v1/",
+        ),
+        ("--allow-http", "", "COHORT_BRIDGE_ALLOW_HTTP", "false"),
+        (
+            "--identifier-property",
+            "<NAMES>",
+            "COHORT_BRIDGE_IDENTIFIER_PROPERTY",
+            "mixpanel_distinct_id",
+        ),
+        (
+            "--trait-key",
+            "<TEMPLATE>",
+            "COHORT_BRIDGE_TRAIT_KEY",
+            "mixpanel_cohort_{name}",
+        ),
+        (
+            "--anonymous",
+            "<skip|keep>",
+            "COHORT_BRIDGE_ANONYMOUS",
+            "skip",
+        ),
+        (
+            "--hold-removals-above",
+            "<PEOPLE,PERCENT>",
+            "COHORT_BRIDGE_HOLD_REMOVALS_ABOVE",
+            "none",
+        ),
+        (
+            "--on-leave",
+            "<false|delete>",
+            "COHORT_BRIDGE_ON_LEAVE",
+            "false",
+        ),
+        (
+            "--late-write-window",
+            "<DURATION>",
+            "COHORT_BRIDGE_LATE_WRITE_WINDOW",
+            "60s",
+        ),
+        (
+            "--blank-echo",
+            "<halt|stored>",
+            "COHORT_BRIDGE_BLANK_ECHO",
+            "halt",
+        ),
+        (
+            "--canary-interval",
+            "<DURATION>",
+            "COHORT_BRIDGE_CANARY_INTERVAL",
+            "15m",
+        ),
+        (
+            "--max-connections",
+            "<CONNECTIONS>",
+            "COHORT_BRIDGE_MAX_CONNECTIONS",
+            "4096",
+        ),
+        ("--linger", "<DURATION>", "COHORT_BRIDGE_LINGER", "1s"),
+        (
+            "--max-in-flight",
+            "<CALLS>",
+            "COHORT_BRIDGE_MAX_IN_FLIGHT",
+            "64",
+        ),
+        (
+            "--max-body-size",
+            "<SIZE>",
+            "COHORT_BRIDGE_MAX_BODY_SIZE",
+            "16MiB",
+        ),
+        (
+            "--shutdown-grace",
+            "<DURATION>",
+            "COHORT_BRIDGE_SHUTDOWN_GRACE",
+            "25s",
+        ),
+        (
+            "--log-format",
+            "<text|json>",
+            "COHORT_BRIDGE_LOG_FORMAT",
+            "text on a terminal, else json",
+        ),
+        ("--config", "<PATH>", "COHORT_BRIDGE_CONFIG", "none"),
+    ];
+
+    #[test]
+    fn help_shows_every_setting_with_unit_variable_and_default() {
+        for command_name in ["serve", "check"] {
+            let lines = help_lines(command_name);
+            for (flag, unit, variable, default) in SERVE {
+                let line = &lines[*flag];
+                assert!(line.contains(unit), "{line}");
+                assert!(
+                    line.contains(&format!("[env: {variable}] [default: {default}]")),
+                    "{line}"
+                );
+            }
+            let key = &lines["--flagsmith-environment-key"];
+            assert!(key.contains("[env: COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY, COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY_FILE] [required]"), "{key}");
+            assert!(lines["--allow-unauthenticated"].contains("[flag only]"));
+        }
+    }
+
+    #[test]
+    fn every_flag_of_serve_is_in_the_tables() {
+        let lines = help_lines("serve");
+        let flags = lines.keys().filter(|flag| !flag.is_empty()).count();
+        // The table, the key that is required, the flag without a variable, and --help.
+        assert_eq!(flags, SERVE.len() + 3);
+        assert_eq!(setting::SERVE.len(), SERVE.len() + 1);
+    }
+
+    #[test]
+    fn help_of_the_other_commands_shows_variables_and_defaults() {
+        for command_name in ["cohorts", "member", "resync", "forget"] {
+            let lines = help_lines(command_name);
+            assert!(
+                lines["--admin-url"]
+                    .contains("[env: COHORT_BRIDGE_ADMIN_URL] [default: http://127.0.0.1:9090]")
+            );
+            assert!(lines["--admin-token"].contains("[env: COHORT_BRIDGE_ADMIN_TOKEN, "));
+            assert!(lines["--json"].contains("[env: COHORT_BRIDGE_JSON]"));
+        }
+        let lines = help_lines("replay");
+        for (flag, variable) in [
+            ("--url", "URL"),
+            ("--basic-auth", "BASIC_AUTH"),
+            ("--signing-secret", "SIGNING_SECRET"),
+            ("--rate", "RATE"),
+        ] {
+            assert!(
+                lines[flag].contains(&format!("[env: COHORT_BRIDGE_{variable}")),
+                "{flag}"
+            );
+        }
+        let letters = command()
+            .find_subcommand_mut("dead-letters")
+            .expect("the command exists")
+            .find_subcommand_mut("drop")
+            .expect("the command exists")
+            .render_long_help()
+            .to_string();
+        assert!(letters.contains("COHORT_BRIDGE_ADMIN_URL"), "{letters}");
+    }
+
+    #[test]
+    fn every_command_of_the_interface_is_read() {
+        for line in [
+            "serve",
+            "serve --listen 127.0.0.1:0 --allow-unauthenticated --allow-http",
+            "check --log-format text",
+            "demo",
+            "demo --stay",
+            "replay fixtures",
+            "replay --url http://h --basic-auth u:p --signing-secret whsec_x --rate 5 a b -",
+            "dead-letters list",
+            "dead-letters retry --destination default",
+            "dead-letters drop --identifier x --json",
+            "resync default 42",
+            "cohorts --admin-url http://h:1 --admin-token t",
+            "member someone",
+            "forget someone",
+        ] {
+            let words = std::iter::once("cohort-bridge").chain(line.split(' '));
+            assert!(try_parse_from(words).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_exits_2() {
+        for line in [
+            "",
+            "fly",
+            "serve --lisen 0.0.0.0:1",
+            "serve extra",
+            "replay",
+            "resync default",
+            "member",
+            "dead-letters",
+            "cohorts --listen 0.0.0.0:1",
+        ] {
+            let words = ["cohort-bridge"].into_iter().chain(line.split_whitespace());
+            let error = try_parse_from(words).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        let help = try_parse_from(["cohort-bridge", "serve", "--help"]).expect_err("help");
+        assert_eq!(help.exit_code(), 0);
+    }
+
+    #[test]
+    fn operator_commands_become_actions() {
+        let action = |line: &str| {
+            let words = std::iter::once("cohort-bridge").chain(line.split(' '));
+            match try_parse_from(words).expect("valid").command {
+                Command::Operator(command) => command.into_action().1,
+                other => panic!("not an operator's command: {other:?}"),
+            }
+        };
+        assert_eq!(action("cohorts"), Action::Cohorts);
+        assert_eq!(action("dead-letters list"), Action::DeadLetters);
+        assert_eq!(
+            action("dead-letters retry --destination a --identifier b"),
+            Action::RetryDeadLetters(Selection {
+                destination: Some("a".into()),
+                identifier: Some("b".into()),
+            })
+        );
+        assert_eq!(
+            action("dead-letters drop"),
+            Action::DropDeadLetters(Selection::default())
+        );
+        assert_eq!(
+            action("resync eu 7"),
+            Action::Resync {
+                source: "eu".into(),
+                cohort_id: "7".into()
+            }
+        );
+        assert_eq!(
+            action("member x"),
+            Action::Member {
+                identifier: "x".into()
+            }
+        );
+        assert_eq!(
+            action("forget x"),
+            Action::Forget {
+                identifier: "x".into()
+            }
+        );
+    }
+
+    #[test]
+    fn secrets_are_not_in_debug_output() {
+        let cli = try_parse_from([
+            "cohort-bridge",
+            "serve",
+            "--admin-token=hush",
+            "--webhook-basic-auth=u:hush",
+            "--webhook-signing-secret=hush",
+            "--flagsmith-environment-key=hush",
+            "--database-url=postgres://u:hush@h/d",
+        ])
+        .expect("valid");
+        assert!(!format!("{cli:?}").contains("hush"));
+    }
+}

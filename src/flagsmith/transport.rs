@@ -1,0 +1,180 @@
+//! One HTTP call: sent, read whole, repeated once where the connection broke off.
+
+use std::time::Duration;
+
+use reqwest::{Method, Request};
+use tokio::time::Instant;
+use url::Url;
+
+use super::Flagsmith;
+use super::disposition::{Answer, Scope, Trouble};
+use crate::clock::{Clock, Millis, SystemClock};
+
+/// One HTTP call that ended, for metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// The answer's status; `None` where no answer came.
+    pub status: Option<u16>,
+    /// From sending until the answer was read.
+    pub elapsed: Duration,
+}
+
+pub(super) type Observer = Box<dyn Fn(Call) + Send + Sync>;
+
+impl Flagsmith {
+    /// A 200, read whole; or why there is none.
+    pub(super) async fn call(
+        &self,
+        method: &Method,
+        url: &Url,
+        body: Option<&[u8]>,
+    ) -> Result<Answer, Trouble> {
+        self.answer(method, url, body).await?.ok(now())
+    }
+
+    /// The answer, whatever its status, read whole; or why there is none.
+    pub(super) async fn answer(
+        &self,
+        method: &Method,
+        url: &Url,
+        body: Option<&[u8]>,
+    ) -> Result<Answer, Trouble> {
+        match self.attempt(method, url, body).await {
+            Err(Broken {
+                before_any_answer: true,
+                ..
+            }) => match self.attempt(method, url, body).await {
+                Ok(answer) => Ok(Answer {
+                    repeated: true,
+                    ..answer
+                }),
+                Err(broken) => Err(broken.trouble(true)),
+            },
+            other => other.map_err(|broken| broken.trouble(false)),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        method: &Method,
+        url: &Url,
+        body: Option<&[u8]>,
+    ) -> Result<Answer, Broken> {
+        let mut request = Request::new(method.clone(), url.clone());
+        *request.headers_mut() = self.headers.clone();
+        // Bytes, never a stream: a chunked body is ignored under a 200.
+        *request.body_mut() = body.map(|body| body.to_vec().into());
+        let begun = Instant::now();
+        let mut status = None;
+        let ended = self.exchange(request, &mut status).await;
+        if let Some(observer) = &self.observer {
+            observer(Call {
+                status,
+                elapsed: begun.elapsed(),
+            });
+        }
+        ended
+    }
+
+    async fn exchange(&self, request: Request, status: &mut Option<u16>) -> Result<Answer, Broken> {
+        let mut response = self.http.execute(request).await.map_err(Broken::sending)?;
+        *status = Some(response.status().as_u16());
+        let announced = response.content_length().unwrap_or(0);
+        let announced = usize::try_from(announced).unwrap_or(usize::MAX);
+        if announced > self.max_answer_bytes {
+            return Err(Broken::too_large(self.max_answer_bytes));
+        }
+        let mut body = Vec::with_capacity(announced);
+        while let Some(chunk) = response.chunk().await.map_err(Broken::reading)? {
+            if chunk.len() > self.max_answer_bytes - body.len() {
+                return Err(Broken::too_large(self.max_answer_bytes));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Answer {
+            status: response.status(),
+            headers: std::mem::take(response.headers_mut()),
+            body,
+            repeated: false,
+        })
+    }
+}
+
+/// A call without a whole answer.
+struct Broken {
+    trouble: Trouble,
+    /// The connection broke before any answer: possibly an idle connection that the server closed.
+    before_any_answer: bool,
+}
+
+impl Broken {
+    fn sending(error: reqwest::Error) -> Self {
+        let unsent = error.is_connect() || error.is_builder();
+        let timed_out = error.is_timeout();
+        Broken {
+            trouble: Trouble::Later {
+                // An identity can make Flagsmith slow or kill its worker; it cannot make it
+                // unreachable.
+                scope: if unsent {
+                    Scope::Destination
+                } else {
+                    Scope::Identity
+                },
+                retry_after: None,
+                may_land_late: !unsent,
+                error: chain(error),
+            },
+            before_any_answer: !unsent && !timed_out,
+        }
+    }
+
+    /// The head of an answer came, so Flagsmith is done with the request: nothing lands late.
+    fn reading(error: reqwest::Error) -> Self {
+        Broken {
+            trouble: Trouble::Later {
+                scope: Scope::Identity,
+                retry_after: None,
+                may_land_late: false,
+                error: format!("Flagsmith's answer breaks off: {}", chain(error)),
+            },
+            before_any_answer: false,
+        }
+    }
+
+    fn too_large(limit: usize) -> Self {
+        Broken {
+            trouble: Trouble::Halt {
+                reason: format!(
+                    "the answer is over {limit} bytes: check the API address \
+                     (COHORT_BRIDGE_FLAGSMITH_API_URL)"
+                ),
+            },
+            before_any_answer: false,
+        }
+    }
+
+    fn trouble(self, repeated: bool) -> Trouble {
+        let mut trouble = self.trouble;
+        if let Trouble::Later { may_land_late, .. } = &mut trouble {
+            *may_land_late |= repeated;
+        }
+        trouble
+    }
+}
+
+/// The error and what caused it, without the address, which may hold an identifier.
+fn chain(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+pub(super) fn now() -> Millis {
+    SystemClock.now()
+}

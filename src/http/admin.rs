@@ -1,0 +1,533 @@
+//! The admin listener: how the service is doing, and what an operator can do about it.
+//!
+//! Handlers that change something or name a person take an [`Operator`], which only
+//! [`AdminAccess`] gives out.
+
+use std::sync::Arc;
+
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use actix_web::{HttpResponse, web};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::clock::Clock;
+use crate::cohort::SourceName;
+use crate::metrics::Metrics;
+use crate::status::{DestinationHealth, Health, StatusSnapshot};
+use crate::store::{DeadLetterFilter, Store, StoreError};
+
+use super::{Detached, status_page as page};
+
+mod access;
+mod error;
+pub mod views;
+
+pub use access::{AdminAccess, Operator};
+pub use error::AdminError;
+use views::{
+    CohortsReply, DeadLetterOrder, DeadLettersReply, Dropped, MemberReply, Pending, Retried,
+    StatusReply,
+};
+
+/// Dead letters one answer shows at most; the oldest come first, and `retry` and `drop` reach all.
+const DEAD_LETTERS_SHOWN: usize = 1_000;
+
+/// Everything the admin listener shows and moves.
+pub struct Admin {
+    /// The ledger.
+    pub store: Arc<dyn Store>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Whether pages are taken in.
+    pub health: Arc<Health>,
+    /// Every destination of the settings.
+    pub destinations: Vec<Arc<DestinationHealth>>,
+    /// What Prometheus scrapes.
+    pub metrics: Arc<Metrics>,
+    /// Where changes run on though the client has gone.
+    pub detached: Detached,
+    /// Who may change things.
+    pub access: AdminAccess,
+}
+
+impl Admin {
+    async fn snapshot(&self) -> StatusSnapshot {
+        let cohorts = self.store.cohorts().await.map_err(|error| {
+            tracing::warn!(%error, "the ledger cannot be read");
+            error.to_string().into()
+        });
+        StatusSnapshot {
+            now: self.clock.now(),
+            backlog_pages: self.health.backlog(),
+            refusal: self.health.refusal(),
+            destinations: self
+                .destinations
+                .iter()
+                .map(|destination| destination.status())
+                .collect(),
+            cohorts,
+        }
+    }
+
+    /// Runs a change to its end, even if the client goes away.
+    async fn change<T, C>(&self, change: C) -> Result<T, AdminError>
+    where
+        T: Send + 'static,
+        C: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let changed = self.detached.run(change).await??;
+        self.health.ledger_changed();
+        Ok(changed)
+    }
+}
+
+/// `GET /metrics`.
+pub async fn metrics(admin: web::Data<Admin>) -> Result<HttpResponse, AdminError> {
+    let text = admin.metrics.render(&admin.snapshot().await)?;
+    Ok(HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, Metrics::CONTENT_TYPE))
+        .body(text))
+}
+
+/// `GET /`: the status page.
+pub async fn status_page(admin: web::Data<Admin>) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
+        .insert_header((CONTENT_SECURITY_POLICY, page::CONTENT_SECURITY_POLICY))
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .insert_header(("x-content-type-options", "nosniff"))
+        .body(page::render(&admin.snapshot().await))
+}
+
+/// `GET /api/v1/status`.
+pub async fn status(admin: web::Data<Admin>) -> web::Json<StatusReply> {
+    let ledger = admin.store.ready().await;
+    web::Json(StatusReply {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ledger: ledger.map_or_else(|error| error.to_string(), |()| "ok".to_owned()),
+        backlog: admin.health.backlog(),
+        destinations: admin
+            .destinations
+            .iter()
+            .map(|destination| destination.status().into())
+            .collect(),
+    })
+}
+
+/// `GET /api/v1/cohorts`.
+pub async fn cohorts(admin: web::Data<Admin>) -> Result<web::Json<CohortsReply>, AdminError> {
+    let cohorts = admin.store.cohorts().await?;
+    Ok(web::Json(CohortsReply::of(cohorts, admin.clock.now())))
+}
+
+/// `POST /api/v1/cohorts/{source}/{cohort_id}/resync`.
+pub async fn resync(
+    _: Operator,
+    admin: web::Data<Admin>,
+    path: web::Path<(String, String)>,
+) -> Result<web::Json<Pending>, AdminError> {
+    let (source, cohort_id) = path.into_inner();
+    let store = admin.store.clone();
+    let now = admin.clock.now();
+    admin
+        .change(async move {
+            let source = SourceName::from(source.as_str());
+            store.resync(&source, &cohort_id, now).await
+        })
+        .await?
+        .map(|pending| web::Json(Pending { pending }))
+        .ok_or(AdminError::UnknownCohort)
+}
+
+/// `GET /api/v1/members/{identifier}`; an identifier that nobody has is in no cohort.
+pub async fn member(
+    _: Operator,
+    admin: web::Data<Admin>,
+    identifier: web::Path<String>,
+) -> Result<web::Json<MemberReply>, AdminError> {
+    let identifier = identifier.into_inner();
+    let cohorts = admin.store.member(&identifier).await?;
+    Ok(web::Json(MemberReply::of(identifier, cohorts)))
+}
+
+/// `GET /api/v1/dead-letters`: the oldest thousand.
+pub async fn dead_letters(
+    _: Operator,
+    admin: web::Data<Admin>,
+) -> Result<web::Json<DeadLettersReply>, AdminError> {
+    let letters = admin.store.dead_letters(DEAD_LETTERS_SHOWN).await?;
+    Ok(web::Json(DeadLettersReply::of(letters)))
+}
+
+/// `POST /api/v1/dead-letters/retry`.
+pub async fn retry_dead_letters(
+    _: Operator,
+    admin: web::Data<Admin>,
+    body: web::Bytes,
+) -> Result<web::Json<Retried>, AdminError> {
+    let filter = filter(&body)?;
+    let store = admin.store.clone();
+    let now = admin.clock.now();
+    let retried = admin
+        .change(async move { store.retry_dead_letters(filter, now).await })
+        .await?;
+    Ok(web::Json(Retried { retried }))
+}
+
+/// `POST /api/v1/dead-letters/drop`.
+pub async fn drop_dead_letters(
+    _: Operator,
+    admin: web::Data<Admin>,
+    body: web::Bytes,
+) -> Result<web::Json<Dropped>, AdminError> {
+    let filter = filter(&body)?;
+    let store = admin.store.clone();
+    let dropped = admin
+        .change(async move { store.drop_dead_letters(filter).await })
+        .await?;
+    Ok(web::Json(Dropped { dropped }))
+}
+
+/// Everything that is not there.
+pub async fn not_found() -> Result<HttpResponse, AdminError> {
+    Err(AdminError::NotFound)
+}
+
+/// A path that is there, asked in another way.
+pub async fn method_not_allowed() -> Result<HttpResponse, AdminError> {
+    Err(AdminError::MethodNotAllowed)
+}
+
+/// No body means all dead letters; a misspelt key must not.
+fn filter(body: &[u8]) -> Result<DeadLetterFilter, AdminError> {
+    if body.is_empty() {
+        return Ok(DeadLetterFilter::default());
+    }
+    // By way of a map: serde would read an empty array as a filter without conditions.
+    let object: Map<String, Value> = serde_json::from_slice(body)?;
+    let order = DeadLetterOrder::deserialize(Value::Object(object))?;
+    Ok(DeadLetterFilter {
+        destination: order.destination,
+        identifier: order.identifier,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::App;
+    use actix_web::dev::ServiceResponse;
+    use actix_web::http::{Method, StatusCode};
+    use actix_web::test::{TestRequest, call_service, init_service, read_body};
+    use secrecy::SecretString;
+    use serde_json::json;
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::http::configure_admin;
+    use crate::http::stub_store::StubStore;
+    use crate::status::DestinationState;
+
+    struct Desk {
+        store: Arc<StubStore>,
+        admin: web::Data<Admin>,
+    }
+
+    impl Desk {
+        fn at(bound: &str, token: Option<&str>) -> Self {
+            let token = token.map(SecretString::from);
+            let store = Arc::new(StubStore::default());
+            let destination = DestinationHealth::new("production".into());
+            destination.set(DestinationState::Halted {
+                reason: "wrong key".into(),
+            });
+            destination.set_in_flight(2);
+            let admin = web::Data::new(Admin {
+                store: store.clone(),
+                clock: Arc::new(ManualClock::at(100_000)),
+                health: Arc::new(Health::new(1)),
+                destinations: vec![Arc::new(destination)],
+                metrics: Arc::new(Metrics::new().unwrap()),
+                detached: Detached::on(Handle::current()),
+                access: AdminAccess::new(token.as_ref(), bound.parse().unwrap()),
+            });
+            Desk { store, admin }
+        }
+
+        fn on_loopback() -> Self {
+            Desk::at("127.0.0.1:9090", None)
+        }
+
+        async fn call(&self, request: TestRequest) -> ServiceResponse {
+            let admin = self.admin.clone();
+            let app =
+                init_service(App::new().configure(|config| configure_admin(config, admin))).await;
+            call_service(&app, request.to_request()).await
+        }
+
+        async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+            let request = TestRequest::with_uri(path)
+                .method(method)
+                .insert_header(("host", "localhost:9090"))
+                .set_payload(body.to_owned());
+            let response = self.call(request).await;
+            let status = response.status();
+            let body = read_body(response).await;
+            (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+        }
+
+        async fn get(&self, path: &str) -> (StatusCode, Value) {
+            self.ask(Method::GET, path, "").await
+        }
+
+        async fn post(&self, path: &str, body: &str) -> (StatusCode, Value) {
+            self.ask(Method::POST, path, body).await
+        }
+    }
+
+    #[actix_web::test]
+    async fn cohorts_have_the_promised_shape() {
+        let (status, body) = Desk::on_loopback().get("/api/v1/cohorts").await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            body,
+            json!({"cohorts": [{
+                "source": "default", "cohort_id": "7", "project_id": "2914407",
+                "name": "Trial power users 7", "trait_key": "mixpanel_cohort_7",
+                "members": 1_234_567, "last_heard_at": "1970-01-01T00:01:30.000Z",
+                "session": {"id": "s1", "action": "members", "pages_received": 2,
+                    "pages_total": 3, "completed_at": null},
+                "destinations": [{"name": "production", "written": 90, "pending": 5, "dead": 1,
+                    "oldest_pending_seconds": 60}]}]})
+        );
+    }
+
+    #[actix_web::test]
+    async fn a_member_has_the_promised_shape() {
+        let (status, body) = Desk::on_loopback().get("/api/v1/members/usr_1").await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            body,
+            json!({"identifier": "usr_1", "cohorts": [{
+                "source": "default", "cohort_id": "7", "trait_key": "mixpanel_cohort_7",
+                "member": true,
+                "destinations": [{"name": "production", "written": null, "state": "pending",
+                    "error": "503"}]}]})
+        );
+    }
+
+    #[actix_web::test]
+    async fn an_identifier_is_decoded_once() {
+        for (path, identifier) in [
+            ("a%2Fb", "a/b"),
+            ("a%252Fb", "a%2Fb"),
+            ("a%25b", "a%b"),
+            ("a+b", "a+b"),
+            ("a%2Bb", "a+b"),
+            ("a%20b", "a b"),
+            ("a%3Fb%23", "a?b#"),
+            ("%C3%A9@x", "é@x"),
+        ] {
+            let desk = Desk::on_loopback();
+            let (_, body) = desk.get(&format!("/api/v1/members/{path}")).await;
+            assert_eq!(body["identifier"], identifier, "{path}");
+            assert_eq!(
+                *desk.store.orders.lock().unwrap(),
+                [format!("member {identifier}")]
+            );
+        }
+    }
+
+    #[actix_web::test]
+    async fn dead_letters_have_the_promised_shape() {
+        let (status, body) = Desk::on_loopback().get("/api/v1/dead-letters").await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            body,
+            json!({"dead_letters": [{
+                "destination": "production", "identifier": "usr_1", "source": "default",
+                "cohort_id": "7", "trait_key": "mixpanel_cohort_7", "member": true,
+                "error": "400", "since": "1970-01-01T00:00:00.000Z"}]})
+        );
+    }
+
+    #[actix_web::test]
+    async fn status_has_the_promised_shape() {
+        let desk = Desk::on_loopback();
+        let (status, body) = desk.get("/api/v1/status").await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            body,
+            json!({"version": env!("CARGO_PKG_VERSION"), "ledger": "ok", "backlog": 0,
+                "destinations": [{"name": "production", "state": "halted",
+                    "reason": "wrong key", "in_flight": 2}]})
+        );
+        desk.store.fail_with(Some(|| StoreError::Full));
+        let (_, body) = desk.get("/api/v1/status").await;
+        assert_eq!(body["ledger"], StoreError::Full.to_string());
+    }
+
+    #[actix_web::test]
+    async fn dead_letters_are_retried_and_dropped_as_asked() {
+        let desk = Desk::on_loopback();
+        let (_, body) = desk.post("/api/v1/dead-letters/retry", "").await;
+        assert_eq!(body, json!({"retried": 4}));
+        let only = r#"{"destination": "production", "identifier": "usr_1"}"#;
+        let (_, body) = desk.post("/api/v1/dead-letters/drop", only).await;
+        assert_eq!(body, json!({"dropped": 5}));
+        assert_eq!(
+            *desk.store.orders.lock().unwrap(),
+            [
+                "retry None None",
+                r#"drop Some("production") Some("usr_1")"#
+            ]
+        );
+    }
+
+    #[actix_web::test]
+    async fn a_misspelt_filter_does_not_mean_everything() {
+        let desk = Desk::on_loopback();
+        for body in [r#"{"identifer": "usr_1"}"#, "[]", "usr_1"] {
+            let (status, reply) = desk.post("/api/v1/dead-letters/drop", body).await;
+            assert_eq!(status, 400, "{body}");
+            assert!(reply["error"].is_string(), "{body}");
+        }
+        assert!(desk.store.orders.lock().unwrap().is_empty());
+    }
+
+    #[actix_web::test]
+    async fn resync_knows_its_cohorts() {
+        let desk = Desk::on_loopback();
+        let (status, body) = desk.post("/api/v1/cohorts/default/7/resync", "").await;
+        assert_eq!((status, body), (StatusCode::OK, json!({"pending": 6})));
+        let (status, body) = desk.post("/api/v1/cohorts/default/8/resync", "").await;
+        assert_eq!(status, 404);
+        assert_eq!(body, json!({"error": "no such cohort"}));
+    }
+
+    #[actix_web::test]
+    async fn the_ledgers_trouble_is_a_503() {
+        let desk = Desk::on_loopback();
+        desk.store.fail_with(Some(|| StoreError::Full));
+        let (status, body) = desk.get("/api/v1/cohorts").await;
+        assert_eq!(status, 503);
+        assert_eq!(body["error"], StoreError::Full.to_string());
+        let (status, _) = desk.post("/api/v1/cohorts/default/7/resync", "").await;
+        assert_eq!(status, 503);
+    }
+
+    #[actix_web::test]
+    async fn what_changes_or_names_a_person_is_guarded_and_nothing_else() {
+        let desk = Desk::at("0.0.0.0:9090", Some("tok-en"));
+        let guarded = [
+            (Method::GET, "/api/v1/members/usr_1"),
+            (Method::GET, "/api/v1/dead-letters"),
+            (Method::POST, "/api/v1/dead-letters/retry"),
+            (Method::POST, "/api/v1/dead-letters/drop"),
+            (Method::POST, "/api/v1/cohorts/default/7/resync"),
+        ];
+        for (method, path) in guarded {
+            let request = TestRequest::with_uri(path).method(method.clone());
+            let refused = desk.call(request).await;
+            assert_eq!(refused.status(), 401, "{path}");
+            assert_eq!(
+                refused.headers().get("www-authenticate").unwrap(),
+                "Bearer",
+                "{path}"
+            );
+            let request = TestRequest::with_uri(path)
+                .method(method.clone())
+                .insert_header(("authorization", "Bearer tok-en"));
+            assert_eq!(desk.call(request).await.status(), 200, "{path}");
+
+            let unguarded = Desk::at("0.0.0.0:9090", None);
+            let (status, body) = unguarded.ask(method, path, "").await;
+            assert_eq!(status, 403, "{path}");
+            let error = body["error"].as_str().unwrap();
+            assert!(error.contains("COHORT_BRIDGE_ADMIN_TOKEN"), "{path}");
+            assert!(unguarded.store.orders.lock().unwrap().is_empty(), "{path}");
+        }
+        for path in [
+            "/",
+            "/livez",
+            "/readyz",
+            "/metrics",
+            "/api/v1/status",
+            "/api/v1/cohorts",
+        ] {
+            assert_eq!(desk.get(path).await.0, 200, "{path}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_page_of_another_origin_changes_nothing() {
+        let desk = Desk::on_loopback();
+        for header in [
+            ("origin", "https://evil.example.com"),
+            ("host", "evil.example.com"),
+        ] {
+            let request = TestRequest::post()
+                .uri("/api/v1/dead-letters/drop")
+                .insert_header(("host", "localhost:9090"))
+                .insert_header(header);
+            assert_eq!(desk.call(request).await.status(), 403, "{header:?}");
+        }
+        assert!(desk.store.orders.lock().unwrap().is_empty());
+    }
+
+    #[actix_web::test]
+    async fn readiness_is_whether_pages_can_be_taken_in() {
+        let desk = Desk::on_loopback();
+        assert_eq!(desk.get("/readyz").await.0, 200);
+        desk.store.fail_with(Some(|| StoreError::Full));
+        let (status, body) = desk.get("/readyz").await;
+        assert_eq!(status, 503);
+        assert_eq!(body["reason"], StoreError::Full.to_string());
+        desk.store.fail_with(None);
+        desk.admin.health.page_appended();
+        assert_eq!(desk.get("/readyz").await.0, 503);
+        desk.admin.health.pages_folded(1);
+        assert_eq!(desk.get("/readyz").await.0, 200);
+        desk.admin.health.shut_down();
+        assert_eq!(desk.get("/readyz").await.0, 503);
+        assert_eq!(desk.get("/livez").await.0, 200);
+    }
+
+    #[actix_web::test]
+    async fn the_status_page_can_run_nothing_and_names_nobody() {
+        let desk = Desk::on_loopback();
+        let response = desk.call(TestRequest::get().uri("/")).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(
+            response.headers().get("content-security-policy").unwrap(),
+            "default-src 'none'; style-src 'unsafe-inline'"
+        );
+        let page = read_body(response).await;
+        let page = std::str::from_utf8(&page).unwrap();
+        assert!(page.starts_with("<!DOCTYPE html>"));
+        assert!(page.contains("Trial power users 7"));
+        assert!(!page.contains("<script") && !page.contains("usr_1"));
+    }
+
+    #[actix_web::test]
+    async fn an_unreadable_ledger_does_not_blind_the_scrape() {
+        let desk = Desk::on_loopback();
+        desk.store.fail_with(Some(|| StoreError::Full));
+        for path in ["/metrics", "/"] {
+            assert_eq!(desk.get(path).await.0, 200, "{path}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn what_is_not_there_is_said_in_json() {
+        let desk = Desk::on_loopback();
+        for path in ["/nothing", "/api/v1/nothing", "/api/v1/members/"] {
+            let (status, body) = desk.get(path).await;
+            assert_eq!(status, 404, "{path}");
+            assert_eq!(body, json!({"error": "not found"}), "{path}");
+        }
+        let (status, body) = desk.post("/api/v1/cohorts", "").await;
+        assert_eq!(status, 405);
+        assert_eq!(body, json!({"error": "method not allowed"}));
+    }
+}

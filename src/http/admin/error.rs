@@ -1,0 +1,81 @@
+//! What the admin listener answers where it does not do as asked.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
+use actix_web::{HttpResponse, ResponseError};
+use serde_json::json;
+use tokio::task::JoinError;
+
+use crate::store::StoreError;
+
+/// Why an admin call was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// No token came, or another one.
+    #[error("send the admin token as 'Authorization: Bearer <token>'")]
+    Unauthorized,
+    /// Without a token only the machine itself may do this.
+    #[error(
+        "refused: the admin listener is not on loopback and has no token; set COHORT_BRIDGE_ADMIN_TOKEN"
+    )]
+    TokenNeeded,
+    /// A browser was led here under another name (DNS rebinding).
+    #[error(
+        "refused: without an admin token the Host header must be localhost or a loopback address"
+    )]
+    ForeignHost,
+    /// A page of another site asks (cross-site request forgery).
+    #[error("refused: the request comes from a page of another origin")]
+    ForeignOrigin,
+    /// Nothing answers at that path.
+    #[error("not found")]
+    NotFound,
+    /// Something answers there, but not to that method.
+    #[error("method not allowed")]
+    MethodNotAllowed,
+    /// The ledger does not know the cohort.
+    #[error("no such cohort")]
+    UnknownCohort,
+    /// The body is not what the call takes.
+    #[error("the body is not understood: {0}")]
+    Body(#[from] serde_json::Error),
+    /// The ledger failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The call's task ended before its work did.
+    #[error("the work was interrupted")]
+    Interrupted(#[from] JoinError),
+    /// The metrics could not be written out.
+    #[error("the metrics cannot be encoded: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+impl ResponseError for AdminError {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            AdminError::Unauthorized => StatusCode::UNAUTHORIZED,
+            AdminError::TokenNeeded | AdminError::ForeignHost | AdminError::ForeignOrigin => {
+                StatusCode::FORBIDDEN
+            }
+            AdminError::NotFound | AdminError::UnknownCohort => StatusCode::NOT_FOUND,
+            AdminError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            AdminError::Body(_) => StatusCode::BAD_REQUEST,
+            AdminError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            AdminError::Interrupted(_) | AdminError::Metrics(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        }
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let status = self.status_code();
+        if status.is_server_error() {
+            tracing::error!(error = %self, "an admin call failed");
+        }
+        let mut response = HttpResponse::build(status);
+        if let AdminError::Unauthorized = self {
+            response.insert_header((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        }
+        response.json(json!({"error": self.to_string()}))
+    }
+}

@@ -1,0 +1,83 @@
+//! The two listeners: the public one for Mixpanel's webhooks, the admin one for people,
+//! Prometheus and Kubernetes.
+
+use actix_web::{Resource, Route, web};
+
+use authenticate::Intake;
+use receive::Receiver;
+
+pub mod admin;
+pub mod authenticate;
+pub mod credentials;
+pub mod detached;
+pub mod error;
+pub mod health;
+pub mod receive;
+pub mod request_id;
+pub mod status_page;
+#[cfg(test)]
+pub(crate) mod stub_intake;
+#[cfg(test)]
+pub(crate) mod stub_log;
+#[cfg(test)]
+pub(crate) mod stub_store;
+
+pub use admin::Admin;
+pub use detached::Detached;
+pub use request_id::request_id;
+
+/// The public listener's routes. Nothing else answers there but 404.
+pub fn configure_webhook(
+    config: &mut web::ServiceConfig,
+    intake: web::Data<Intake>,
+    receiver: web::Data<Receiver>,
+) {
+    let webhook = |path: &str| {
+        web::resource(path)
+            .route(web::post().to(receive::receive))
+            .default_service(web::to(receive::not_found))
+    };
+    config
+        .app_data(intake)
+        .app_data(receiver)
+        .service(webhook("/webhooks/mixpanel"))
+        .service(webhook("/webhooks/mixpanel/{source}"))
+        .default_service(web::to(receive::not_found));
+}
+
+/// The admin listener's routes.
+pub fn configure_admin(config: &mut web::ServiceConfig, admin: web::Data<Admin>) {
+    config
+        .app_data(admin)
+        .service(only("/livez", web::get().to(health::livez)))
+        .service(only("/readyz", web::get().to(health::readyz)))
+        .service(only("/metrics", web::get().to(admin::metrics)))
+        .service(only("/", web::get().to(admin::status_page)))
+        .service(
+            web::scope("/api/v1")
+                .service(only("/status", web::get().to(admin::status)))
+                .service(only("/cohorts", web::get().to(admin::cohorts)))
+                .service(only(
+                    "/cohorts/{source}/{cohort_id}/resync",
+                    web::post().to(admin::resync),
+                ))
+                .service(only("/members/{identifier}", web::get().to(admin::member)))
+                .service(only("/dead-letters", web::get().to(admin::dead_letters)))
+                .service(only(
+                    "/dead-letters/retry",
+                    web::post().to(admin::retry_dead_letters),
+                ))
+                .service(only(
+                    "/dead-letters/drop",
+                    web::post().to(admin::drop_dead_letters),
+                )),
+        )
+        .default_service(web::to(admin::not_found));
+}
+
+/// A path that answers one method; any other gets a JSON 405.
+fn only(path: &str, route: Route) -> Resource {
+    web::resource(path)
+        .route(route)
+        .default_service(web::to(admin::method_not_allowed))
+}

@@ -1,0 +1,528 @@
+//! The status page: one HTML document, rendered here, for the person who set the sync up.
+//!
+//! It shows cohorts and destinations, never persons. Whatever came from outside goes through
+//! `Text`, which escapes it.
+
+use std::fmt::{self, Display, Formatter, Write};
+
+use crate::clock::Millis;
+use crate::cohort::Action;
+use crate::status::{
+    DestinationState, DestinationStatus, Outstanding, StatusSnapshot, oldest_pending_ms,
+};
+use crate::store::{CohortView, DeliveryView, SessionView};
+
+mod text;
+
+use text::{Age, Number, Text};
+
+/// No scripts, no requests to anywhere: even a missed escape could do nothing.
+pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
+
+const HEAD: &str = include_str!("status_page/head.html");
+
+/// The page as it is at the snapshot's moment.
+pub fn render(snapshot: &StatusSnapshot) -> String {
+    let page = Page(snapshot);
+    format!("{HEAD}{page}")
+}
+
+struct Page<'a>(&'a StatusSnapshot);
+
+impl Display for Page<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let snapshot = self.0;
+        let overall = Overall::of(snapshot);
+        writeln!(
+            f,
+            "<p class=\"overall {}\" role=\"status\"><strong>{}</strong> {}</p>",
+            overall.mood.class(),
+            overall.mood.word(),
+            Text(&overall.sentence)
+        )?;
+        destinations(f, snapshot)?;
+        cohorts(f, snapshot)?;
+        writeln!(
+            f,
+            "</main>\n<footer class=\"soft\"><p>Version {} · {} · this page renews itself every 5 seconds.</p></footer>\n</body>\n</html>",
+            env!("CARGO_PKG_VERSION"),
+            crate::rfc3339::utc(snapshot.now)
+        )
+    }
+}
+
+/// How worried to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    Good,
+    Busy,
+    Bad,
+}
+
+impl Mood {
+    const fn class(self) -> &'static str {
+        match self {
+            Mood::Good => "good",
+            Mood::Busy => "busy",
+            Mood::Bad => "bad",
+        }
+    }
+
+    /// Colour alone tells nothing to who does not see it.
+    const fn word(self) -> &'static str {
+        match self {
+            Mood::Good => "All well.",
+            Mood::Busy => "Under way.",
+            Mood::Bad => "Needs attention.",
+        }
+    }
+}
+
+/// The line at the top: the worst that is true.
+struct Overall {
+    mood: Mood,
+    sentence: String,
+}
+
+impl Overall {
+    fn of(snapshot: &StatusSnapshot) -> Self {
+        let bad = |sentence| Overall {
+            mood: Mood::Bad,
+            sentence,
+        };
+        let busy = |sentence| Overall {
+            mood: Mood::Busy,
+            sentence,
+        };
+        if let Err(error) = &snapshot.cohorts {
+            return bad(format!("The ledger cannot be read: {error}."));
+        }
+        if let Some(refusal) = snapshot.refusal {
+            return bad(format!(
+                "Pages from Mixpanel are not taken in: {refusal}. Mixpanel will send them again."
+            ));
+        }
+        for destination in &snapshot.destinations {
+            if let DestinationState::Halted { reason } = &destination.state {
+                return bad(format!(
+                    "Nothing is written to {}: {reason}. Changes wait and nothing is lost.",
+                    destination.name
+                ));
+            }
+        }
+        let total = |part: fn(Outstanding) -> u64| -> u64 {
+            let destinations = snapshot.destinations.iter();
+            destinations
+                .map(|destination| part(snapshot.outstanding(&destination.name)))
+                .sum()
+        };
+        let (dead, pending) = (total(|o| o.dead), total(|o| o.pending));
+        if dead > 0 {
+            return bad(format!(
+                "{} cannot be written. 'cohort-bridge dead-letters list' says why.",
+                counted(dead, "trait", "traits")
+            ));
+        }
+        for destination in &snapshot.destinations {
+            if let DestinationState::BackingOff { reason } = &destination.state {
+                return busy(format!(
+                    "Calls to {} fail and are tried again: {reason}.",
+                    destination.name
+                ));
+            }
+        }
+        if pending > 0 {
+            return busy(format!(
+                "{} on the way to Flagsmith.",
+                counted(pending, "trait is", "traits are")
+            ));
+        }
+        if snapshot.backlog_pages > 0 {
+            return busy(format!(
+                "{} from Mixpanel to be worked in.",
+                counted(snapshot.backlog_pages, "page waits", "pages wait")
+            ));
+        }
+        Overall {
+            mood: Mood::Good,
+            sentence: if snapshot.known_cohorts().is_empty() {
+                "Waiting for Mixpanel's first webhook.".to_owned()
+            } else {
+                "Flagsmith holds everything that Mixpanel sent.".to_owned()
+            },
+        }
+    }
+}
+
+fn destinations(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result {
+    heading(
+        f,
+        "destinations",
+        "Destinations",
+        &[
+            ("Flagsmith environment", ""),
+            ("State", ""),
+            ("Pending", "number"),
+            ("Dead", "number"),
+            ("Calls in flight", "number"),
+        ],
+    )?;
+    for destination in &snapshot.destinations {
+        let outstanding = snapshot.outstanding(&destination.name);
+        row_begins(f, &Text(&destination.name))?;
+        state_cell(f, destination)?;
+        cell(
+            f,
+            "Pending",
+            "number",
+            &Waiting(outstanding.pending, outstanding.oldest_pending_ms),
+        )?;
+        cell(f, "Dead", "number", &Dead(outstanding.dead))?;
+        cell(
+            f,
+            "Calls in flight",
+            "number",
+            &Number(u64::try_from(destination.in_flight).unwrap_or(u64::MAX)),
+        )?;
+        row_ends(f)?;
+    }
+    table_ends(f)
+}
+
+fn state_cell(f: &mut Formatter<'_>, destination: &DestinationStatus) -> fmt::Result {
+    let (mood, words) = match &destination.state {
+        DestinationState::Ok => (Mood::Good, "delivering"),
+        DestinationState::BackingOff { .. } => (Mood::Busy, "trying again"),
+        DestinationState::Halted { .. } => (Mood::Bad, "halted"),
+    };
+    match destination.state.reason() {
+        None => cell(f, "State", mood.class(), &words),
+        Some(reason) => {
+            let reason = Text(reason);
+            cell(f, "State", mood.class(), &format_args!("{words}: {reason}"))
+        }
+    }
+}
+
+fn cohorts(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result {
+    if snapshot.cohorts.is_err() {
+        return Ok(());
+    }
+    let cohorts = snapshot.known_cohorts();
+    if cohorts.is_empty() {
+        return f.write_str(
+            "<h2>Cohorts</h2>\n<p>None was heard of yet. In Mixpanel, sync a cohort to the webhook whose address ends in <code>/webhooks/mixpanel</code>.</p>\n",
+        );
+    }
+    heading(
+        f,
+        "cohorts",
+        "Cohorts",
+        &[
+            ("Cohort", ""),
+            ("Trait key", ""),
+            ("Members", "number"),
+            ("Written", "number"),
+            ("Pending", "number"),
+            ("Dead", "number"),
+            ("Last heard", "number"),
+            ("Session", ""),
+        ],
+    )?;
+    for cohort in cohorts {
+        row_begins(f, &CohortName(cohort))?;
+        let key = format_args!("<code>{}</code>", Text(&cohort.trait_key));
+        cell(f, "Trait key", "", &key)?;
+        cell(f, "Members", "number", &Number(cohort.members))?;
+        let each = |show| EachDelivery {
+            deliveries: &cohort.destinations,
+            now: snapshot.now,
+            show,
+        };
+        cell(
+            f,
+            "Written",
+            "number",
+            &each(|f, delivery, _| Number(delivery.written).fmt(f)),
+        )?;
+        cell(
+            f,
+            "Pending",
+            "number",
+            &each(|f, delivery, now| {
+                Waiting(delivery.pending, oldest_pending_ms(delivery, now)).fmt(f)
+            }),
+        )?;
+        cell(
+            f,
+            "Dead",
+            "number",
+            &each(|f, delivery, _| Dead(delivery.dead).fmt(f)),
+        )?;
+        let heard = Age(snapshot.now.saturating_sub(cohort.last_heard_at));
+        cell(f, "Last heard", "number", &format_args!("{heard} ago"))?;
+        match &cohort.session {
+            Some(session) => cell(f, "Session", "", &Session(session))?,
+            None => cell(f, "Session", "", &"–")?,
+        }
+        row_ends(f)?;
+    }
+    table_ends(f)
+}
+
+// Explicit roles: narrow screens show rows as blocks, and a browser then no longer tells a screen
+// reader that they are a table.
+fn heading(f: &mut Formatter<'_>, id: &str, title: &str, columns: &[(&str, &str)]) -> fmt::Result {
+    write!(
+        f,
+        "<h2 id=\"{id}\">{title}</h2>\n<table role=\"table\" aria-labelledby=\"{id}\">\n<thead role=\"rowgroup\"><tr role=\"row\">"
+    )?;
+    for (label, class) in columns {
+        write!(
+            f,
+            "<th role=\"columnheader\" scope=\"col\" class=\"{class}\">{label}</th>"
+        )?;
+    }
+    f.write_str("</tr></thead>\n<tbody role=\"rowgroup\">\n")
+}
+
+fn row_begins(f: &mut Formatter<'_>, name: &dyn Display) -> fmt::Result {
+    write!(
+        f,
+        "<tr role=\"row\"><th role=\"rowheader\" scope=\"row\">{name}</th>"
+    )
+}
+
+fn cell(f: &mut Formatter<'_>, label: &str, class: &str, content: &dyn Display) -> fmt::Result {
+    write!(
+        f,
+        "<td role=\"cell\" data-label=\"{label}\" class=\"{class}\"><span>{content}</span></td>"
+    )
+}
+
+fn row_ends(f: &mut Formatter<'_>) -> fmt::Result {
+    f.write_str("</tr>\n")
+}
+
+fn table_ends(f: &mut Formatter<'_>) -> fmt::Result {
+    f.write_str("</tbody></table>\n")
+}
+
+struct CohortName<'a>(&'a CohortView);
+
+impl Display for CohortName<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}<br><span class=\"soft\">{}/{}</span>",
+            Text(&self.0.name),
+            Text(&self.0.source),
+            Text(&self.0.cohort_id)
+        )
+    }
+}
+
+/// One figure for each destination; named where there are several.
+struct EachDelivery<'a> {
+    deliveries: &'a [DeliveryView],
+    now: Millis,
+    show: fn(&mut Formatter<'_>, &DeliveryView, Millis) -> fmt::Result,
+}
+
+impl Display for EachDelivery<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.deliveries {
+            [] => f.write_str("–"),
+            [only] => (self.show)(f, only, self.now),
+            several => {
+                for (index, delivery) in several.iter().enumerate() {
+                    let line_break = if index == 0 { "" } else { "<br>" };
+                    write!(f, "{line_break}{}: ", Text(&delivery.name))?;
+                    (self.show)(f, delivery, self.now)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+struct Session<'a>(&'a SessionView);
+
+impl Display for Session<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let session = self.0;
+        let what = match session.action {
+            Action::Members => "full sync",
+            Action::AddMembers => "joins",
+            Action::RemoveMembers => "leaves",
+        };
+        let (received, total) = (session.pages_received, session.pages_total);
+        match session.completed_at {
+            Some(_) => write!(f, "{what}: done, {received} of {total} pages"),
+            None if received < total => {
+                write!(f, "{what}: {received} of {total} pages")
+            }
+            None => write!(f, "{what}: all {total} pages, being worked in"),
+        }
+    }
+}
+
+struct Waiting(u64, Option<Millis>);
+
+impl Display for Waiting {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        Number(self.0).fmt(f)?;
+        match self.1 {
+            Some(age) if self.0 > 0 => {
+                write!(f, " <span class=\"soft\">oldest {}</span>", Age(age))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Dead(u64);
+
+impl Display for Dead {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_char('0'),
+            dead => write!(f, "<strong class=\"bad\">{}</strong>", Number(dead)),
+        }
+    }
+}
+
+fn counted(count: u64, one: &str, several: &str) -> String {
+    format!(
+        "{} {}",
+        Number(count),
+        if count == 1 { one } else { several }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::http::stub_store::cohort;
+    use crate::status::Refusal;
+
+    fn settled(id: &str) -> CohortView {
+        let mut cohort = cohort(id);
+        for delivery in &mut cohort.destinations {
+            (delivery.pending, delivery.dead) = (0, 0);
+            delivery.oldest_pending_at = None;
+        }
+        cohort
+    }
+
+    fn snapshot(cohorts: Vec<CohortView>, state: DestinationState) -> StatusSnapshot {
+        StatusSnapshot {
+            now: 100_000,
+            backlog_pages: 0,
+            refusal: None,
+            destinations: vec![DestinationStatus {
+                name: "production".into(),
+                state,
+                in_flight: 1_234,
+            }],
+            cohorts: Ok(cohorts),
+        }
+    }
+
+    fn halted(reason: &str) -> DestinationState {
+        DestinationState::Halted {
+            reason: reason.into(),
+        }
+    }
+
+    #[test]
+    fn the_worst_is_what_the_top_line_says() {
+        let mood = |snapshot: &StatusSnapshot| Overall::of(snapshot).mood;
+        let ok = DestinationState::Ok;
+        let backing_off = DestinationState::BackingOff {
+            reason: "503".into(),
+        };
+        let mut pending = settled("7");
+        pending.destinations[0].pending = 1;
+
+        assert_eq!(mood(&snapshot(vec![], ok.clone())), Mood::Good);
+        assert_eq!(mood(&snapshot(vec![settled("7")], ok.clone())), Mood::Good);
+        assert_eq!(mood(&snapshot(vec![pending], ok.clone())), Mood::Busy);
+        assert_eq!(mood(&snapshot(vec![settled("7")], backing_off)), Mood::Busy);
+        assert_eq!(mood(&snapshot(vec![cohort("7")], ok.clone())), Mood::Bad);
+        assert_eq!(
+            mood(&snapshot(vec![settled("7")], halted("key"))),
+            Mood::Bad
+        );
+        let waiting = StatusSnapshot {
+            backlog_pages: 1,
+            ..snapshot(vec![settled("7")], ok.clone())
+        };
+        assert_eq!(mood(&waiting), Mood::Busy);
+        let refusing = StatusSnapshot {
+            refusal: Some(Refusal::ShuttingDown),
+            ..snapshot(vec![settled("7")], ok.clone())
+        };
+        assert_eq!(mood(&refusing), Mood::Bad);
+        let blind = StatusSnapshot {
+            cohorts: Err("locked".into()),
+            ..snapshot(vec![], ok)
+        };
+        assert_eq!(mood(&blind), Mood::Bad);
+    }
+
+    #[test]
+    fn a_cohort_shows_all_that_its_owner_asks_for() {
+        let page = render(&snapshot(vec![cohort("7")], DestinationState::Ok));
+        for text in [
+            "Trial power users 7",
+            "default/7",
+            "<code>mixpanel_cohort_7</code>",
+            "1,234,567",
+            "oldest 1 min",
+            "10 s ago",
+            "full sync: 2 of 3 pages",
+            ">delivering<",
+        ] {
+            assert!(page.contains(text), "{text} is not in\n{page}");
+        }
+    }
+
+    #[test]
+    fn a_halted_destination_says_why() {
+        let page = render(&snapshot(vec![], halted("the key was refused")));
+        assert!(page.contains("halted: the key was refused"));
+    }
+
+    #[test]
+    fn several_destinations_are_named_in_each_figure() {
+        let mut twice = cohort("7");
+        let mut staging = twice.destinations[0].clone();
+        staging.name = "staging".into();
+        twice.destinations.push(staging);
+        let page = render(&snapshot(vec![twice], DestinationState::Ok));
+        assert!(page.contains("production: 90<br>staging: 90"));
+    }
+
+    #[test]
+    fn an_empty_ledger_says_what_to_do() {
+        let page = render(&snapshot(vec![], DestinationState::Ok));
+        assert!(page.contains("/webhooks/mixpanel"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_from_outside_becomes_markup(text in r#"[<>&"'a-z ]{0,20}"#) {
+            let mut named = cohort("7");
+            named.name = format!("<script>{text}");
+            named.cohort_id = format!("<i>{text}");
+            named.trait_key = format!("<u>{text}").into();
+            let outside = render(&snapshot(vec![named], halted(&format!("<img {text}"))));
+            let inside = render(&snapshot(vec![cohort("7")], halted("")));
+            let tags = |page: &str| page.matches('<').count();
+            prop_assert_eq!(tags(&outside), tags(&inside));
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! A store that handlers can be tested on: it holds pages and the facts it was given, no ledger.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use crate::clock::Millis;
+use crate::cohort::{Action, DestinationName, SourceName};
+use crate::mixpanel::Page;
+use crate::store::*;
+
+type Failure = fn() -> StoreError;
+
+/// See the module.
+pub(crate) struct StubStore {
+    pub pages: Mutex<Vec<(SourceName, Page)>>,
+    pub properties: Mutex<HashSet<String>>,
+    pub notes: Mutex<Vec<String>>,
+    pub fail: Mutex<Option<Failure>>,
+    pub orders: Mutex<Vec<String>>,
+    /// A permit for each page that may be appended.
+    pub gate: Semaphore,
+    appending: AtomicUsize,
+}
+
+impl Default for StubStore {
+    fn default() -> Self {
+        StubStore {
+            pages: Mutex::default(),
+            properties: Mutex::default(),
+            notes: Mutex::default(),
+            fail: Mutex::default(),
+            orders: Mutex::default(),
+            gate: Semaphore::new(1_000),
+            appending: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl StubStore {
+    pub fn failing(failure: Failure) -> Self {
+        let store = StubStore::default();
+        store.fail_with(Some(failure));
+        store
+    }
+
+    pub fn fail_with(&self, failure: Option<Failure>) {
+        *self.fail.lock().unwrap() = failure;
+    }
+
+    /// Appends that were asked for.
+    pub fn appending(&self) -> usize {
+        self.appending.load(Ordering::SeqCst)
+    }
+
+    fn works(&self) -> Result<(), StoreError> {
+        self.fail
+            .lock()
+            .unwrap()
+            .map_or(Ok(()), |failure| Err(failure()))
+    }
+
+    fn ordered(&self, order: String) {
+        self.orders.lock().unwrap().push(order);
+    }
+}
+
+/// A cohort half-way through a full sync.
+pub(crate) fn cohort(id: &str) -> CohortView {
+    CohortView {
+        source: "default".into(),
+        cohort_id: id.into(),
+        project_id: "2914407".into(),
+        name: format!("Trial power users {id}"),
+        trait_key: format!("mixpanel_cohort_{id}").into(),
+        members: 1_234_567,
+        left: 3,
+        last_heard_at: 90_000,
+        session: Some(SessionView {
+            id: "s1".into(),
+            action: Action::Members,
+            pages_received: 2,
+            pages_total: 3,
+            completed_at: None,
+        }),
+        destinations: vec![DeliveryView {
+            name: "production".into(),
+            written: 90,
+            pending: 5,
+            dead: 1,
+            oldest_pending_at: Some(40_000),
+        }],
+    }
+}
+
+#[async_trait]
+impl Store for StubStore {
+    async fn append(&self, source: &SourceName, page: Page, _: Millis) -> Result<(), StoreError> {
+        self.appending.fetch_add(1, Ordering::SeqCst);
+        self.gate.acquire().await.unwrap().forget();
+        self.works()?;
+        self.pages.lock().unwrap().push((source.clone(), page));
+        Ok(())
+    }
+
+    async fn has_sent_property(&self, _: &SourceName, property: &str) -> Result<bool, StoreError> {
+        self.works()?;
+        Ok(self.properties.lock().unwrap().contains(property))
+    }
+
+    async fn note_property(&self, _: &SourceName, property: &str) -> Result<(), StoreError> {
+        self.works()?;
+        self.notes.lock().unwrap().push(property.to_owned());
+        Ok(())
+    }
+
+    async fn assemble(&self, _: usize, _: Millis) -> Result<Assembled, StoreError> {
+        unreachable!()
+    }
+
+    async fn waiting_pages(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
+    async fn whole_session(&self) -> Result<Option<WholeSession>, StoreError> {
+        unreachable!()
+    }
+
+    async fn page_roster(
+        &self,
+        _: SessionRef,
+        _: u32,
+    ) -> Result<crate::roster::Roster, StoreError> {
+        unreachable!()
+    }
+
+    async fn apply(&self, _: Chunk, _: Millis) -> Result<Applied, StoreError> {
+        unreachable!()
+    }
+
+    async fn tidy(&self, _: usize, _: Millis) -> Result<usize, StoreError> {
+        unreachable!()
+    }
+
+    async fn bring_up(&self, _: &DestinationName, _: Millis) -> Result<u64, StoreError> {
+        unreachable!()
+    }
+
+    async fn close(&self) {}
+
+    async fn exchange(
+        &self,
+        _: &DestinationName,
+        _: Vec<Settlement>,
+        _: Option<Arc<str>>,
+        _: usize,
+        _: Millis,
+    ) -> Result<Claims, StoreError> {
+        unreachable!()
+    }
+
+    async fn cohorts(&self) -> Result<Vec<CohortView>, StoreError> {
+        self.works()?;
+        Ok(vec![cohort("7")])
+    }
+
+    async fn member(&self, identifier: &str) -> Result<Vec<MembershipView>, StoreError> {
+        self.ordered(format!("member {identifier}"));
+        Ok(vec![MembershipView {
+            source: "default".into(),
+            cohort_id: "7".into(),
+            trait_key: "mixpanel_cohort_7".into(),
+            member: true,
+            destinations: vec![MembershipDelivery {
+                name: "production".into(),
+                written: None,
+                state: DeliveryState::Pending,
+                error: Some("503".into()),
+            }],
+        }])
+    }
+
+    async fn dead_letters(&self, _: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        Ok(vec![DeadLetter {
+            destination: "production".into(),
+            identifier: "usr_1".into(),
+            source: "default".into(),
+            cohort_id: "7".into(),
+            trait_key: "mixpanel_cohort_7".into(),
+            member: true,
+            error: "400".into(),
+            since: 0,
+        }])
+    }
+
+    async fn retry_dead_letters(
+        &self,
+        filter: DeadLetterFilter,
+        _: Millis,
+    ) -> Result<u64, StoreError> {
+        self.ordered(format!(
+            "retry {:?} {:?}",
+            filter.destination, filter.identifier
+        ));
+        Ok(4)
+    }
+
+    async fn drop_dead_letters(&self, filter: DeadLetterFilter) -> Result<u64, StoreError> {
+        self.ordered(format!(
+            "drop {:?} {:?}",
+            filter.destination, filter.identifier
+        ));
+        Ok(5)
+    }
+
+    async fn resync(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        _: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        self.works()?;
+        self.ordered(format!("resync {source} {cohort_id}"));
+        Ok((cohort_id == "7").then_some(6))
+    }
+
+    fn ledger_id(&self) -> &str {
+        "stub"
+    }
+
+    fn log_hash_key(&self) -> &[u8; 32] {
+        &[0; 32]
+    }
+
+    async fn ready(&self) -> Result<(), StoreError> {
+        self.works()
+    }
+}

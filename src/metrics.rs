@@ -1,0 +1,513 @@
+//! What Prometheus scrapes. Every label comes from the settings or from a fixed list, but for
+//! `cohort_id`, of which there are as many as cohorts.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use crate::cohort::{Action, DestinationName, SourceName};
+use crate::mixpanel::SetAside;
+use crate::status::{DestinationState, StatusSnapshot};
+
+/// The `source` label of a request that names no source of the settings.
+pub const UNKNOWN_SOURCE: &str = "unknown";
+
+/// The `action` label of a request whose action could not be read or is not Mixpanel's.
+const OTHER_ACTION: &str = "other";
+
+/// The `status` label of a call that got no answer.
+const NO_REPLY: &str = "no_reply";
+
+/// Seconds. A durable answer takes about a millisecond; the body may take up to ten seconds.
+const WEBHOOK_BUCKETS: &[f64] = &[
+    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// Seconds. Flagsmith's Edge API answers in some tens of milliseconds; calls end at a time limit.
+const FLAGSMITH_BUCKETS: &[f64] = &[
+    0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+/// What became of a trait in a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteOutcome {
+    /// Flagsmith proved to hold it.
+    Written,
+    /// It will be tried again.
+    Retry,
+    /// It will never work.
+    Dead,
+    /// The destination halted; the trait waits.
+    Halted,
+}
+
+impl WriteOutcome {
+    const ALL: [WriteOutcome; 4] = [
+        WriteOutcome::Written,
+        WriteOutcome::Retry,
+        WriteOutcome::Dead,
+        WriteOutcome::Halted,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            WriteOutcome::Written => "written",
+            WriteOutcome::Retry => "retry",
+            WriteOutcome::Dead => "dead",
+            WriteOutcome::Halted => "halted",
+        }
+    }
+}
+
+/// One destination's counters, looked up once.
+#[derive(Clone, Debug)]
+pub struct DestinationMetrics {
+    name: DestinationName,
+    writes: [IntCounter; WriteOutcome::ALL.len()],
+    requests: IntCounterVec,
+    requests_200: IntCounter,
+    duration: Histogram,
+}
+
+impl DestinationMetrics {
+    /// `count` traits of one call ended as `outcome`.
+    pub fn traits_settled(&self, outcome: WriteOutcome, count: u64) {
+        self.writes[outcome as usize].inc_by(count);
+    }
+
+    /// A call ended with an HTTP status, or with none, after `elapsed`.
+    pub fn call_ended(&self, status: Option<u16>, elapsed: Duration) {
+        self.duration.observe(elapsed.as_secs_f64());
+        match status {
+            Some(200) => self.requests_200.inc(),
+            Some(status) => self.count_request(&status.to_string()),
+            None => self.count_request(NO_REPLY),
+        }
+    }
+
+    fn count_request(&self, status: &str) {
+        self.requests
+            .with_label_values(&[&self.name.0, status])
+            .inc();
+    }
+}
+
+/// Every metric of the service, in a registry of its own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    webhook_requests: IntCounterVec,
+    webhook_duration: Histogram,
+    members_received: IntCounterVec,
+    members_set_aside: IntCounterVec,
+    trait_writes: IntCounterVec,
+    flagsmith_requests: IntCounterVec,
+    flagsmith_duration: Histogram,
+    gauges: Mutex<Gauges>,
+}
+
+/// Set anew at every scrape, under a lock, so that two scrapes do not mix.
+#[derive(Debug)]
+struct Gauges {
+    pending: IntGaugeVec,
+    dead: IntGaugeVec,
+    oldest_pending_seconds: GaugeVec,
+    last_heard_timestamp_seconds: GaugeVec,
+    destination_halted: IntGaugeVec,
+    inbox_pages: IntGauge,
+    resident_memory_bytes: IntGauge,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Errors
+    ///
+    /// A name is malformed or used twice, which a test rules out.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let register = Register(&registry);
+        let metrics = Metrics {
+            webhook_requests: register.counters(
+                "cohort_bridge_webhook_requests_total",
+                "Webhook requests answered.",
+                &["source", "action", "status"],
+            )?,
+            webhook_duration: register.histogram(
+                "cohort_bridge_webhook_request_duration_seconds",
+                "From a webhook's head to its answer.",
+                WEBHOOK_BUCKETS,
+            )?,
+            members_received: register.counters(
+                "cohort_bridge_members_received_total",
+                "Members on recorded pages, usable or not.",
+                &["source", "action"],
+            )?,
+            members_set_aside: register.counters(
+                "cohort_bridge_members_set_aside_total",
+                "Members on recorded pages whose identifier cannot be sent to Flagsmith.",
+                &["source", "reason"],
+            )?,
+            trait_writes: register.counters(
+                "cohort_bridge_trait_writes_total",
+                "Traits sent to Flagsmith, by what became of them.",
+                &["destination", "outcome"],
+            )?,
+            flagsmith_requests: register.counters(
+                "cohort_bridge_flagsmith_requests_total",
+                "Calls to Flagsmith, by HTTP status; no_reply where none came.",
+                &["destination", "status"],
+            )?,
+            flagsmith_duration: register.histogram(
+                "cohort_bridge_flagsmith_request_duration_seconds",
+                "From a call to Flagsmith to its answer or failure.",
+                FLAGSMITH_BUCKETS,
+            )?,
+            gauges: Mutex::new(Gauges {
+                pending: register.int_gauges(
+                    "cohort_bridge_pending",
+                    "Traits not yet as wanted.",
+                    &["destination"],
+                )?,
+                dead: register.int_gauges(
+                    "cohort_bridge_dead",
+                    "Traits that cannot be written.",
+                    &["destination"],
+                )?,
+                oldest_pending_seconds: register.gauges(
+                    "cohort_bridge_oldest_pending_seconds",
+                    "Age of the oldest pending change; 0 where nothing is pending.",
+                    &["destination"],
+                )?,
+                last_heard_timestamp_seconds: register.gauges(
+                    "cohort_bridge_last_heard_timestamp_seconds",
+                    "Unix time at which a page of the cohort last arrived.",
+                    &["source", "cohort_id"],
+                )?,
+                destination_halted: register.int_gauges(
+                    "cohort_bridge_destination_halted",
+                    "1 while the destination waits to be mended, else 0.",
+                    &["destination"],
+                )?,
+                inbox_pages: register.int_gauge(
+                    "cohort_bridge_inbox_pages",
+                    "Pages written down and not yet folded.",
+                )?,
+                resident_memory_bytes: register.int_gauge(
+                    "process_resident_memory_bytes",
+                    "Resident memory; 0 where the system does not tell.",
+                )?,
+            }),
+            registry: registry.clone(),
+        };
+        let build_info = register.int_gauges(
+            "cohort_bridge_build_info",
+            "Always 1; the label tells what runs.",
+            &["version"],
+        )?;
+        build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        Ok(metrics)
+    }
+
+    /// A webhook request was answered. `source` must be a name of the settings or
+    /// [`UNKNOWN_SOURCE`]; `action` may be anything that was sent.
+    pub fn webhook_answered(
+        &self,
+        source: &str,
+        action: Option<&str>,
+        status: u16,
+        elapsed: Duration,
+    ) {
+        let action = action
+            .and_then(Action::parse)
+            .map_or(OTHER_ACTION, Action::as_str);
+        self.webhook_requests
+            .with_label_values(&[source, action, &status.to_string()])
+            .inc();
+        self.webhook_duration.observe(elapsed.as_secs_f64());
+    }
+
+    /// A page with that many members was recorded.
+    pub fn page_recorded(
+        &self,
+        source: &SourceName,
+        action: Action,
+        members: usize,
+        set_aside: &[(SetAside, usize)],
+    ) {
+        self.members_received
+            .with_label_values(&[&source.0, action.as_str()])
+            .inc_by(count(members));
+        for &(reason, members) in set_aside {
+            self.members_set_aside
+                .with_label_values(&[&source.0, reason_label(reason)])
+                .inc_by(count(members));
+        }
+    }
+
+    /// The counters of one destination, all there from the start so that rates begin at zero.
+    pub fn destination(&self, name: &DestinationName) -> DestinationMetrics {
+        DestinationMetrics {
+            writes: WriteOutcome::ALL.map(|outcome| {
+                self.trait_writes
+                    .with_label_values(&[&name.0, outcome.as_str()])
+            }),
+            requests: self.flagsmith_requests.clone(),
+            requests_200: self.flagsmith_requests.with_label_values(&[&name.0, "200"]),
+            duration: self.flagsmith_duration.clone(),
+            name: name.clone(),
+        }
+    }
+
+    /// Everything in Prometheus' text format. Where the snapshot could not read the ledger, what
+    /// only the ledger knows is left out rather than shown as it was.
+    ///
+    /// # Errors
+    ///
+    /// The encoder failed.
+    pub fn render(&self, snapshot: &StatusSnapshot) -> Result<String, prometheus::Error> {
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        gauges.show(snapshot);
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// The content type of [`Metrics::render`].
+    pub const CONTENT_TYPE: &'static str = prometheus::TEXT_FORMAT;
+}
+
+impl Gauges {
+    fn show(&self, snapshot: &StatusSnapshot) {
+        self.pending.reset();
+        self.dead.reset();
+        self.oldest_pending_seconds.reset();
+        self.last_heard_timestamp_seconds.reset();
+        self.destination_halted.reset();
+        for destination in &snapshot.destinations {
+            let label = [&*destination.name.0];
+            let halted = matches!(destination.state, DestinationState::Halted { .. });
+            self.destination_halted
+                .with_label_values(&label)
+                .set(i64::from(halted));
+            if snapshot.cohorts.is_err() {
+                continue;
+            }
+            let outstanding = snapshot.outstanding(&destination.name);
+            self.pending
+                .with_label_values(&label)
+                .set(gauge(outstanding.pending));
+            self.dead
+                .with_label_values(&label)
+                .set(gauge(outstanding.dead));
+            self.oldest_pending_seconds
+                .with_label_values(&label)
+                .set(seconds(outstanding.oldest_pending_ms.unwrap_or(0)));
+        }
+        for cohort in snapshot.known_cohorts() {
+            self.last_heard_timestamp_seconds
+                .with_label_values(&[&*cohort.source.0, &cohort.cohort_id])
+                .set(seconds(cohort.last_heard_at));
+        }
+        self.inbox_pages.set(gauge(snapshot.backlog_pages));
+        self.resident_memory_bytes
+            .set(gauge(resident_memory_bytes().unwrap_or(0)));
+    }
+}
+
+/// Makes metrics and registers them.
+struct Register<'a>(&'a Registry);
+
+impl Register<'_> {
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(counters.clone()))?;
+        Ok(counters)
+    }
+
+    fn int_gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+
+    fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<GaugeVec, prometheus::Error> {
+        let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+
+    fn int_gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        let gauge = IntGauge::new(name, help)?;
+        self.0.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
+    fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: &[f64],
+    ) -> Result<Histogram, prometheus::Error> {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        let histogram = Histogram::with_opts(options)?;
+        self.0.register(Box::new(histogram.clone()))?;
+        Ok(histogram)
+    }
+}
+
+const fn reason_label(reason: SetAside) -> &'static str {
+    match reason {
+        SetAside::Missing => "missing",
+        SetAside::Blank => "blank",
+        SetAside::TooLong => "too_long",
+        SetAside::Nul => "nul",
+        SetAside::Padded => "padded",
+        SetAside::Surrogate => "surrogate",
+        SetAside::Anonymous => "anonymous",
+    }
+}
+
+fn count(members: usize) -> u64 {
+    u64::try_from(members).unwrap_or(u64::MAX)
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn seconds(ms: i64) -> f64 {
+    ms as f64 / 1_000.0
+}
+
+/// As Linux tells it; `None` elsewhere.
+fn resident_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::http::stub_store::cohort;
+    use crate::status::DestinationStatus;
+
+    fn snapshot() -> StatusSnapshot {
+        StatusSnapshot {
+            now: 100_000,
+            backlog_pages: 3,
+            refusal: None,
+            destinations: vec![DestinationStatus {
+                name: "production".into(),
+                state: DestinationState::Halted {
+                    reason: "wrong key".into(),
+                },
+                in_flight: 0,
+            }],
+            cohorts: Ok(vec![cohort("7"), cohort("8")]),
+        }
+    }
+
+    #[test]
+    fn every_promised_name_is_there() {
+        let metrics = Metrics::new().unwrap();
+        metrics.webhook_answered("default", Some("members"), 200, Duration::from_millis(1));
+        metrics.page_recorded(
+            &"default".into(),
+            Action::Members,
+            1_000,
+            &[(SetAside::Anonymous, 4)],
+        );
+        let destination = metrics.destination(&"production".into());
+        destination.traits_settled(WriteOutcome::Written, 2);
+        destination.call_ended(Some(200), Duration::from_millis(1));
+        destination.call_ended(Some(503), Duration::from_millis(1));
+        destination.call_ended(None, Duration::from_millis(1));
+        let text = metrics.render(&snapshot()).unwrap();
+        for line in [
+            r#"cohort_bridge_webhook_requests_total{action="members",source="default",status="200"} 1"#,
+            "cohort_bridge_webhook_request_duration_seconds_count 1",
+            r#"cohort_bridge_members_received_total{action="members",source="default"} 1000"#,
+            r#"cohort_bridge_members_set_aside_total{reason="anonymous",source="default"} 4"#,
+            r#"cohort_bridge_trait_writes_total{destination="production",outcome="written"} 2"#,
+            r#"cohort_bridge_trait_writes_total{destination="production",outcome="dead"} 0"#,
+            r#"cohort_bridge_flagsmith_requests_total{destination="production",status="200"} 1"#,
+            r#"cohort_bridge_flagsmith_requests_total{destination="production",status="503"} 1"#,
+            r#"cohort_bridge_flagsmith_requests_total{destination="production",status="no_reply"} 1"#,
+            "cohort_bridge_flagsmith_request_duration_seconds_count 3",
+            r#"cohort_bridge_pending{destination="production"} 10"#,
+            r#"cohort_bridge_dead{destination="production"} 2"#,
+            r#"cohort_bridge_oldest_pending_seconds{destination="production"} 60"#,
+            r#"cohort_bridge_last_heard_timestamp_seconds{cohort_id="7",source="default"} 90"#,
+            r#"cohort_bridge_destination_halted{destination="production"} 1"#,
+            "cohort_bridge_inbox_pages 3",
+            concat!(
+                "cohort_bridge_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\"} 1"
+            ),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_action_that_is_not_mixpanels_makes_no_new_series() {
+        let metrics = Metrics::new().unwrap();
+        metrics.webhook_answered(UNKNOWN_SOURCE, Some("explode"), 400, Duration::ZERO);
+        metrics.webhook_answered(UNKNOWN_SOURCE, None, 400, Duration::ZERO);
+        let text = metrics.render(&snapshot()).unwrap();
+        assert!(text.contains(
+            r#"cohort_bridge_webhook_requests_total{action="other",source="unknown",status="400"} 2"#
+        ));
+        assert!(!text.contains("explode"));
+    }
+
+    #[test]
+    fn an_unreadable_ledger_leaves_its_gauges_out_and_keeps_the_rest() {
+        let metrics = Metrics::new().unwrap();
+        metrics.render(&snapshot()).unwrap();
+        let blind = StatusSnapshot {
+            cohorts: Err(Arc::from("locked")),
+            ..snapshot()
+        };
+        let text = metrics.render(&blind).unwrap();
+        assert!(!text.contains("cohort_bridge_pending{"));
+        assert!(!text.contains("cohort_bridge_last_heard_timestamp_seconds{"));
+        assert!(text.contains(r#"cohort_bridge_destination_halted{destination="production"} 1"#));
+    }
+
+    #[test]
+    fn outcomes_index_their_own_counter() {
+        for (index, outcome) in WriteOutcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! The operator's commands: one request to the admin API each, its answer as a table.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode, redirect};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::config::AdminEndpoint;
+
+mod answer;
+mod table;
+
+/// How long to wait for a connection: the listener is near or not there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait for an answer: resyncing a cohort of ten million is one call.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What an operator asks of a running service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Show every cohort.
+    Cohorts,
+    /// Show one person's cohorts.
+    Member {
+        /// The Flagsmith identifier.
+        identifier: String,
+    },
+    /// Show traits that could not be written.
+    DeadLetters,
+    /// Try dead letters again.
+    RetryDeadLetters(Selection),
+    /// Drop dead letters.
+    DropDeadLetters(Selection),
+    /// Write every trait of a cohort again.
+    Resync {
+        /// The cohort's source.
+        source: String,
+        /// Mixpanel's id of the cohort.
+        cohort_id: String,
+    },
+    /// Erase one person.
+    Forget {
+        /// The Flagsmith identifier.
+        identifier: String,
+    },
+}
+
+/// Which dead letters are meant; `None` means any.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Selection {
+    /// Only those of this destination.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+    /// Only those of this person.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identifier: Option<String>,
+}
+
+/// How an answer is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// The admin API's JSON as it came.
+    Json,
+}
+
+/// Why an operator's command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// The value is no path segment: `""`, `"."` or `".."`, which every URL parser swallows.
+    #[error("{0:?} cannot be named in a URL")]
+    Unnameable(String),
+    /// The base cannot carry a path.
+    #[error("the admin URL cannot be used")]
+    Url(#[from] url::ParseError),
+    /// The HTTP client could not be made.
+    #[error("the HTTP client could not be set up")]
+    Client(#[source] reqwest::Error),
+    /// No answer came.
+    #[error("the admin listener at {url} did not answer; is it running, and is --admin-url right?")]
+    Unreachable {
+        /// The listener's base.
+        url: Url,
+        /// What happened.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The token is missing or wrong.
+    #[error(
+        "the admin listener wants the admin token ({status}: {message}): give --admin-token or set COHORT_BRIDGE_ADMIN_TOKEN"
+    )]
+    Unauthorised {
+        /// 401 or 403.
+        status: StatusCode,
+        /// What the service says.
+        message: String,
+    },
+    /// The service did not do it.
+    #[error("the admin listener answered {status}: {message}")]
+    Refused {
+        /// Any other status but success.
+        status: StatusCode,
+        /// What the service says.
+        message: String,
+    },
+    /// The answer is not the admin API's.
+    #[error("the answer is not the admin API's; is --admin-url right?")]
+    Unintelligible(#[from] serde_json::Error),
+    /// The answer could not be printed.
+    #[error("the answer could not be printed")]
+    Print(#[source] io::Error),
+}
+
+/// Asks the service behind `endpoint` for `action` and prints its answer to `out`.
+///
+/// # Errors
+///
+/// Anything but a success that could be shown. That `out` closed early, as `head` does, is none.
+pub async fn run(
+    action: &Action,
+    endpoint: &AdminEndpoint,
+    output: Output,
+    out: &mut impl Write,
+) -> Result<(), OperatorError> {
+    let answer = ask(action, endpoint).await?;
+    let mut text = match output {
+        Output::Json => answer,
+        Output::Table => answer::shown(action, &answer)?,
+    };
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(OperatorError::Print(error)),
+        _ => Ok(()),
+    }
+}
+
+async fn ask(action: &Action, endpoint: &AdminEndpoint) -> Result<String, OperatorError> {
+    // No redirect and no proxy: the token goes to the admin listener or nowhere.
+    let client = reqwest::Client::builder()
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(ANSWER_TIMEOUT)
+        .build()
+        .map_err(OperatorError::Client)?;
+    let mut request = client.request(action.method(), action.url(&endpoint.url)?);
+    if let Some(token) = &endpoint.token {
+        request = request.bearer_auth(token.expose_secret());
+    }
+    if let Some(selection) = action.selection() {
+        request = request.json(selection);
+    }
+    let unreachable = |source: reqwest::Error| OperatorError::Unreachable {
+        url: endpoint.url.clone(),
+        source: source.without_url(),
+    };
+    let response = request.send().await.map_err(unreachable)?;
+    let status = response.status();
+    let text = response.text().await.map_err(unreachable)?;
+    if status.is_success() {
+        return Ok(text);
+    }
+    let message = message_of(&text, status);
+    Err(match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            OperatorError::Unauthorised { status, message }
+        }
+        _ => OperatorError::Refused { status, message },
+    })
+}
+
+impl Action {
+    fn method(&self) -> Method {
+        match self {
+            Action::Cohorts | Action::Member { .. } | Action::DeadLetters => Method::GET,
+            Action::RetryDeadLetters(_) | Action::DropDeadLetters(_) | Action::Resync { .. } => {
+                Method::POST
+            }
+            Action::Forget { .. } => Method::DELETE,
+        }
+    }
+
+    /// What narrows the action, where anything does.
+    fn selection(&self) -> Option<&Selection> {
+        match self {
+            Action::RetryDeadLetters(selection) | Action::DropDeadLetters(selection) => {
+                Some(selection).filter(|selection| **selection != Selection::default())
+            }
+            _ => None,
+        }
+    }
+
+    fn url(&self, base: &Url) -> Result<Url, OperatorError> {
+        let path = match self {
+            Action::Cohorts => "cohorts".to_owned(),
+            Action::Member { identifier } | Action::Forget { identifier } => {
+                format!("members/{}", segment(identifier)?)
+            }
+            Action::DeadLetters => "dead-letters".to_owned(),
+            Action::RetryDeadLetters(_) => "dead-letters/retry".to_owned(),
+            Action::DropDeadLetters(_) => "dead-letters/drop".to_owned(),
+            Action::Resync { source, cohort_id } => {
+                format!(
+                    "cohorts/{}/{}/resync",
+                    segment(source)?,
+                    segment(cohort_id)?
+                )
+            }
+        };
+        Ok(base.join(&format!("api/v1/{path}"))?)
+    }
+}
+
+/// One path segment, percent-encoded but for what RFC 3986 calls unreserved. `Url` by itself would
+/// drop tabs and newlines, and so name another person.
+fn segment(value: &str) -> Result<String, OperatorError> {
+    if matches!(value, "" | "." | "..") {
+        return Err(OperatorError::Unnameable(value.to_owned()));
+    }
+    let mut encoded = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte));
+            }
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    Ok(encoded)
+}
+
+/// The service's own words, or the status's where the answer is somebody else's.
+fn message_of(text: &str, status: StatusCode) -> String {
+    #[derive(Deserialize)]
+    struct Refusal {
+        error: String,
+    }
+
+    match serde_json::from_str::<Refusal>(text) {
+        Ok(refusal) => table::printable(&refusal.error),
+        Err(_) => format!(
+            "no reason given ({})",
+            status.canonical_reason().unwrap_or("unknown status")
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// Answers one request; the task returns the request as it came.
+    async fn listener(answer: &str) -> (AdminEndpoint, JoinHandle<String>) {
+        let socket = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}/", socket.local_addr().expect("bound"));
+        let answer = answer.to_owned();
+        let request = tokio::spawn(async move {
+            let (mut stream, _) = socket.accept().await.expect("a connection");
+            let mut bytes = Vec::new();
+            loop {
+                let text = String::from_utf8_lossy(&bytes).to_lowercase();
+                if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                    let length = head
+                        .split("content-length: ")
+                        .nth(1)
+                        .and_then(|rest| rest.lines().next()?.parse().ok());
+                    if body.len() >= length.unwrap_or(0) {
+                        break;
+                    }
+                }
+                if stream.read_buf(&mut bytes).await.expect("readable") == 0 {
+                    break;
+                }
+            }
+            stream.write_all(answer.as_bytes()).await.expect("writable");
+            String::from_utf8(bytes).expect("UTF-8")
+        });
+        let endpoint = AdminEndpoint {
+            url: Url::parse(&url).expect("a URL"),
+            token: None,
+        };
+        (endpoint, request)
+    }
+
+    fn http(status: &str, body: &str) -> String {
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+    }
+
+    /// The request that `action` makes and what is printed when `body` comes back.
+    async fn exchange(action: Action, body: &str) -> (String, String) {
+        let (endpoint, request) = listener(&http("200 OK", body)).await;
+        let mut printed = Vec::new();
+        run(&action, &endpoint, Output::Table, &mut printed)
+            .await
+            .expect("success");
+        let printed = String::from_utf8(printed).expect("UTF-8");
+        (request.await.expect("a request"), printed)
+    }
+
+    async fn failure(answer: &str) -> OperatorError {
+        let (endpoint, _request) = listener(answer).await;
+        run(&Action::Cohorts, &endpoint, Output::Table, &mut Vec::new())
+            .await
+            .expect_err("no success")
+    }
+
+    #[tokio::test]
+    async fn cohorts_are_a_row_for_each_destination() {
+        let (request, printed) = exchange(
+        Action::Cohorts,
+        r#"{"cohorts":[{"source":"default","cohort_id":"42","project_id":"7","name":"Power users",
+            "trait_key":"mixpanel_cohort_power_users","members":3,"last_heard_at":0,
+            "session":{"id":"s","action":"members","pages_received":1,"pages_total":4,"completed_at":null},
+            "destinations":[
+              {"name":"eu","written":2,"pending":1,"dead":0,"oldest_pending_seconds":12.4},
+              {"name":"us","written":3,"pending":0,"dead":0,"oldest_pending_seconds":null}]},
+           {"source":"default","cohort_id":"43","project_id":"7","name":null,"trait_key":"t",
+            "members":0,"last_heard_at":"2026-01-01T00:00:00Z","session":null,"destinations":[]}]}"#,
+    )
+    .await;
+        assert!(
+            request.starts_with("GET /api/v1/cohorts HTTP/1.1\r\n"),
+            "{request}"
+        );
+        let lines: Vec<&str> = printed.lines().collect();
+        assert_eq!(lines.len(), 4, "{printed}");
+        assert!(lines[0].starts_with("SOURCE   COHORT  NAME"), "{printed}");
+        let columns = lines[1]
+            .split("  ")
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty());
+        assert_eq!(
+            columns.collect::<Vec<_>>(),
+            [
+                "default",
+                "42",
+                "Power users",
+                "mixpanel_cohort_power_users",
+                "3",
+                "1970-01-01 00:00:00Z",
+                "members 1/4",
+                "eu",
+                "2",
+                "1",
+                "0",
+                "12s"
+            ]
+        );
+        assert!(lines[2].contains(" us "), "{printed}");
+        assert!(lines[3].contains("2026-01-01T00:00:00Z"), "{printed}");
+    }
+
+    #[tokio::test]
+    async fn a_member_is_asked_for_by_the_very_bytes_of_the_identifier() {
+        let identifier = "a/b%2F c?#\t\n+é\\".to_owned();
+        let (request, printed) = exchange(
+            Action::Member { identifier },
+            r#"{"identifier":"x","cohorts":[{"source":"default","cohort_id":"42","trait_key":"t",
+            "member":true,"destinations":[{"name":"default","written":null,"state":"dead",
+            "error":"400 bad\u001b[2J"}]}]}"#,
+        )
+        .await;
+        assert!(
+            request.starts_with(
+                "GET /api/v1/members/a%2Fb%252F%20c%3F%23%09%0A%2B%C3%A9%5C HTTP/1.1\r\n"
+            ),
+            "{request}"
+        );
+        assert!(
+            printed.contains(
+                "default  42      t          true    default      -        dead   400 bad\\u{1b}[2J"
+            ),
+            "{printed}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_every_url_parser_swallows_is_refused() {
+        let (endpoint, _request) = listener("").await;
+        for identifier in ["", ".", ".."] {
+            let action = Action::Forget {
+                identifier: identifier.to_owned(),
+            };
+            let error = run(&action, &endpoint, Output::Table, &mut Vec::new())
+                .await
+                .expect_err(identifier);
+            assert!(matches!(error, OperatorError::Unnameable(_)), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn dead_letters_are_listed_retried_and_dropped() {
+        let (request, printed) = exchange(
+        Action::DeadLetters,
+        r#"{"dead_letters":[{"destination":"default","identifier":"p","source":"s","cohort_id":"1",
+            "trait_key":"t","member":false,"error":"400","since":1000}]}"#,
+    )
+    .await;
+        assert!(
+            request.starts_with("GET /api/v1/dead-letters HTTP"),
+            "{request}"
+        );
+        assert!(printed.contains("1970-01-01 00:00:01Z"), "{printed}");
+
+        let selection = Selection {
+            destination: Some("default".into()),
+            identifier: Some("p".into()),
+        };
+        let (request, printed) =
+            exchange(Action::RetryDeadLetters(selection), r#"{"retried":3}"#).await;
+        assert!(
+            request.starts_with("POST /api/v1/dead-letters/retry HTTP"),
+            "{request}"
+        );
+        assert!(
+            request.ends_with(r#"{"destination":"default","identifier":"p"}"#),
+            "{request}"
+        );
+        assert_eq!(printed, "3 to be tried again\n");
+
+        let all = Action::DropDeadLetters(Selection::default());
+        let (request, printed) = exchange(all, r#"{"dropped":2}"#).await;
+        assert!(
+            request.starts_with("POST /api/v1/dead-letters/drop HTTP"),
+            "{request}"
+        );
+        assert!(request.ends_with("\r\n\r\n"), "{request}");
+        assert_eq!(printed, "2 dropped\n");
+    }
+
+    #[tokio::test]
+    async fn a_cohort_is_resynced_and_a_person_forgotten() {
+        let resync = Action::Resync {
+            source: "eu west".into(),
+            cohort_id: "4/2".into(),
+        };
+        let (request, printed) = exchange(resync, r#"{"pending":12}"#).await;
+        assert!(
+            request.starts_with("POST /api/v1/cohorts/eu%20west/4%2F2/resync HTTP"),
+            "{request}"
+        );
+        assert_eq!(printed, "12 to be written again\n");
+
+        let forget = Action::Forget {
+            identifier: "p".into(),
+        };
+        let (request, printed) = exchange(forget, r#"{"forgotten":1}"#).await;
+        assert!(
+            request.starts_with("DELETE /api/v1/members/p HTTP"),
+            "{request}"
+        );
+        assert_eq!(printed, "1 forgotten\n");
+    }
+
+    #[tokio::test]
+    async fn the_token_is_sent_and_a_path_in_the_base_kept() {
+        let (mut endpoint, request) = listener(&http("200 OK", r#"{"cohorts":[]}"#)).await;
+        endpoint.token = Some(SecretString::from("hush"));
+        endpoint.url = endpoint.url.join("behind/a/gateway/").expect("a URL");
+        let mut printed = Vec::new();
+        run(&Action::Cohorts, &endpoint, Output::Table, &mut printed)
+            .await
+            .expect("success");
+        let request = request.await.expect("a request");
+        assert!(
+            request.starts_with("GET /behind/a/gateway/api/v1/cohorts HTTP"),
+            "{request}"
+        );
+        assert!(
+            request.contains("authorization: Bearer hush\r\n"),
+            "{request}"
+        );
+        assert_eq!(printed, b"no cohort has been heard of\n");
+    }
+
+    #[tokio::test]
+    async fn json_is_printed_as_it_came() {
+        let body = r#"{"cohorts":[], "more": 1}"#;
+        let (endpoint, _request) = listener(&http("200 OK", body)).await;
+        let mut printed = Vec::new();
+        run(&Action::Cohorts, &endpoint, Output::Json, &mut printed)
+            .await
+            .expect("success");
+        assert_eq!(printed, format!("{body}\n").as_bytes());
+    }
+
+    #[tokio::test]
+    async fn refusals_say_what_the_service_says() {
+        let error = failure(&http("404 Not Found", r#"{"error":"no such cohort"}"#)).await;
+        assert_eq!(
+            error.to_string(),
+            "the admin listener answered 404 Not Found: no such cohort"
+        );
+        let error = failure(&http("502 Bad Gateway", "<html>")).await;
+        assert!(matches!(error, OperatorError::Refused { .. }), "{error}");
+        for status in ["401 Unauthorized", "403 Forbidden"] {
+            let error = failure(&http(status, r#"{"error":"token"}"#)).await;
+            assert!(
+                error.to_string().contains("COHORT_BRIDGE_ADMIN_TOKEN"),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_not_followed() {
+        let answer = "HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let error = failure(answer).await;
+        assert!(
+            matches!(
+                error,
+                OperatorError::Refused {
+                    status: StatusCode::FOUND,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn other_answers_and_none_are_told_apart() {
+        let error = failure(&http("200 OK", "<html>")).await;
+        assert!(matches!(error, OperatorError::Unintelligible(_)), "{error}");
+
+        let (endpoint, request) = listener("").await;
+        request.abort();
+        let _ = request.await;
+        let error = run(&Action::Cohorts, &endpoint, Output::Table, &mut Vec::new())
+            .await
+            .expect_err("nobody listens");
+        assert!(
+            matches!(error, OperatorError::Unreachable { .. }),
+            "{error}"
+        );
+    }
+}

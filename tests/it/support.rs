@@ -1,0 +1,124 @@
+//! What the tests share.
+
+/// A temporary directory, in memory where the machine has one: for tests that are about logic, not
+/// about the disk.
+pub fn fast_temp_dir() -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    if memory.is_dir() {
+        if let Ok(dir) = tempfile::tempdir_in(memory) {
+            return dir;
+        }
+    }
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use cohort_bridge::cohort::OnLeave;
+use cohort_bridge::config::{BlankEcho, Destination};
+use cohort_bridge::standin::{Environment, StandIn, StandInOptions, Switch};
+
+/// An answer as it came over the wire.
+#[derive(Debug)]
+pub struct RawAnswer {
+    pub status: u16,
+    pub content_type: String,
+    pub location: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// One request on a connection of its own, written by hand: no HTTP library tidies it up.
+pub fn raw(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(String, String)],
+    body: &[u8],
+) -> RawAnswer {
+    let mut connection = TcpStream::connect(address).unwrap();
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+    let is_chunked = headers.iter().any(|(name, _)| name == "Transfer-Encoding");
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !is_chunked && method != "GET" {
+        request.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    request.push_str("\r\n");
+    let mut bytes = request.into_bytes();
+    if is_chunked {
+        bytes.extend(format!("{:x}\r\n", body.len()).bytes());
+        bytes.extend_from_slice(body);
+        bytes.extend_from_slice(b"\r\n0\r\n\r\n");
+    } else {
+        bytes.extend_from_slice(body);
+    }
+    connection.write_all(&bytes).unwrap();
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer).unwrap();
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+    let field = |wanted: &str| {
+        head.lines().skip(1).find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case(wanted).then(|| value.to_owned())
+        })
+    };
+    RawAnswer {
+        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+        content_type: field("content-type").unwrap_or_default(),
+        location: field("location"),
+        body: answer[end + 4..].to_vec(),
+    }
+}
+
+/// A destination at this address with this key; everything else at its plainest.
+pub fn destination(url: &str, key: &str) -> Destination {
+    Destination {
+        name: "default".into(),
+        api_url: url.parse().unwrap(),
+        environment_key: key.into(),
+        on_leave: OnLeave::False,
+        blank_echo: BlankEcho::Halt,
+        linger: Duration::ZERO,
+        max_in_flight: 8,
+        late_write_window: Duration::from_secs(60),
+        canary_interval: Duration::from_secs(900),
+    }
+}
+
+/// An environment with keys `client-NAME` and `ser.NAME`.
+pub fn environment(name: &str, switches: &[Switch]) -> Environment {
+    Environment {
+        client_key: format!("client-{name}"),
+        server_key: format!("ser.{name}"),
+        switches: switches.to_vec(),
+        ..Environment::default()
+    }
+}
+
+/// A stand-in with one environment of each kind.
+pub fn stand_in_of_all_kinds() -> StandIn {
+    use Switch::{ClientMaySetTraits, HidesSensitiveData, Stopped, StoresTraits};
+    StandIn::start(StandInOptions {
+        environments: vec![
+            environment("main", &[ClientMaySetTraits, StoresTraits]),
+            environment("barred", &[StoresTraits]),
+            environment(
+                "hiding",
+                &[ClientMaySetTraits, StoresTraits, HidesSensitiveData],
+            ),
+            environment("hiding-barred", &[StoresTraits, HidesSensitiveData]),
+            environment("forgetful", &[ClientMaySetTraits]),
+            environment(
+                "forgetful-hiding",
+                &[ClientMaySetTraits, HidesSensitiveData],
+            ),
+            environment("stopped", &[ClientMaySetTraits, StoresTraits, Stopped]),
+        ],
+        ..StandInOptions::default()
+    })
+    .unwrap()
+}
