@@ -205,7 +205,7 @@ pub enum OperatorCommand {
         #[command(flatten)]
         operator: OperatorArgs,
     },
-    /// Erase one person from the ledger.
+    /// Erase one person from the ledger (not available in this version).
     Forget {
         /// The Flagsmith identifier.
         #[arg(value_name = "ID")]

@@ -99,6 +99,7 @@ pub async fn demo(
         basic_auth: Some(pair.parse()?),
         signing_secret: None,
         rate: None,
+        shown_from: Some(folder.path().to_owned()),
         clock: Arc::clone(&clock),
     };
     let summary = replay.run(&[fixtures], out).await?;

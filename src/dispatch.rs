@@ -207,8 +207,7 @@ impl Dispatch {
         if !desk.gate.is_open() {
             // What waits would be stale when the gate opens; the ledger knows better then.
             let stale: Vec<_> = desk.waiting.drain(..).collect();
-            desk.ended
-                .extend(stale.into_iter().map(|claim| given_back(claim)));
+            desk.ended.extend(stale.into_iter().map(given_back));
         }
         let probe = !desk.gate.is_open();
         let limit = if probe {
@@ -327,15 +326,15 @@ impl Dispatch {
                 if desk.closing {
                     return None;
                 }
-                if desk.calling < desk.gate.limit(self.clock.now()) {
-                    if let Some(claim) = desk.waiting.pop_front() {
-                        desk.calling += 1;
-                        self.health.set_in_flight(desk.calling);
-                        if desk.waiting.len() == DESK_LOW {
-                            self.news.notify_one();
-                        }
-                        return Some(claim);
+                if desk.calling < desk.gate.limit(self.clock.now())
+                    && let Some(claim) = desk.waiting.pop_front()
+                {
+                    desk.calling += 1;
+                    self.health.set_in_flight(desk.calling);
+                    if desk.waiting.len() == DESK_LOW {
+                        self.news.notify_one();
                     }
+                    return Some(claim);
                 }
             }
             woken.await;
@@ -537,7 +536,7 @@ impl Dispatch {
             let ended = std::mem::take(&mut desk.ended);
             ended
                 .into_iter()
-                .chain(waiting.into_iter().map(|claim| given_back(claim)))
+                .chain(waiting.into_iter().map(given_back))
                 .collect()
         };
         if settle.is_empty() {
@@ -577,7 +576,10 @@ impl Dispatch {
                     CANARY_AGAIN
                 }
                 // Delivery itself will notice; the canary only has to be asked again.
-                Storage::Unreachable { .. } => CANARY_AGAIN,
+                Storage::Unreachable { error, .. } => {
+                    tracing::debug!(destination = %self.destination.name, %error, "canary not answered");
+                    CANARY_AGAIN
+                }
             };
             let at = self.clock.now() + again;
             tokio::select! {
@@ -640,11 +642,11 @@ impl Clerk {
     }
 
     fn is_sweeping(&mut self, now: Millis) -> bool {
-        if let Sweep::Resting(Some(until)) = self.sweep {
-            if crate::backoff::is_due(until, now) {
-                self.sweep = Sweep::At(None);
-                self.next_due = None;
-            }
+        if let Sweep::Resting(Some(until)) = self.sweep
+            && crate::backoff::is_due(until, now)
+        {
+            self.sweep = Sweep::At(None);
+            self.next_due = None;
         }
         matches!(self.sweep, Sweep::At(_))
     }

@@ -5,7 +5,7 @@ mod payloads;
 mod report;
 
 use std::io::{IsTerminal as _, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ pub struct Replay {
     pub signing_secret: Option<SigningSecret>,
     /// Pages a second at most; as fast as answers come without it.
     pub rate: Option<f64>,
+    /// The folder from which on names of files are shown; all of the name without it.
+    pub shown_from: Option<PathBuf>,
     /// For retries, rate and signatures.
     pub clock: Arc<dyn Clock>,
 }
@@ -178,6 +180,7 @@ impl Replay {
             basic_auth,
             signing_secret,
             rate: settings.rate,
+            shown_from: None,
             clock,
         })
     }
@@ -201,7 +204,8 @@ impl Replay {
         for file in &files {
             let payloads = payloads_in(file)?;
             bar.inc_length(payloads.len() as u64);
-            for payload in payloads {
+            for mut payload in payloads {
+                payload.name = self.shown(&payload.name);
                 turn_us = self.wait_for_turn(turn_us).await;
                 let answer = self.deliver(&client, &payload, &bar).await?;
                 summary.sent += 1;
@@ -217,6 +221,14 @@ impl Replay {
         }
         bar.finish_and_clear();
         Ok(summary)
+    }
+
+    fn shown(&self, name: &str) -> String {
+        let below = self
+            .shown_from
+            .as_ref()
+            .and_then(|folder| Path::new(name).strip_prefix(folder).ok());
+        below.map_or_else(|| name.to_owned(), |below| below.display().to_string())
     }
 
     fn client(&self) -> Result<Client, ReplayError> {

@@ -171,7 +171,16 @@ impl Flagsmith {
         let wanted = Value::from(value);
         let mut waits = READ_AGAIN_AFTER.into_iter();
         loop {
-            let read = self.read_traits(CANARY).await?;
+            let read = match self.read_traits(CANARY).await {
+                // The same key wrote a moment ago: a refused read says nothing about storage.
+                Err(Trouble::Halt { reason }) => {
+                    return Ok(Storage::Unreachable {
+                        retry_after: None,
+                        error: format!("the canary was written and cannot be read back: {reason}"),
+                    });
+                }
+                other => other?,
+            };
             if read
                 .iter()
                 .any(|(key, found)| key == CANARY && *found == wanted)

@@ -357,12 +357,13 @@ impl Display for Session<'_> {
             Action::RemoveMembers => "leaves",
         };
         let (received, total) = (session.pages_received, session.pages_total);
+        let pages = counted(u64::from(total), "page", "pages");
         match session.completed_at {
-            Some(_) => write!(f, "{what}: done, {received} of {total} pages"),
+            Some(_) => write!(f, "{what}: done, {pages}"),
             None if received < total => {
-                write!(f, "{what}: {received} of {total} pages")
+                write!(f, "{what}: {received} of {pages}")
             }
-            None => write!(f, "{what}: all {total} pages, being worked in"),
+            None => write!(f, "{what}: {pages}, being worked in"),
         }
     }
 }
@@ -488,6 +489,20 @@ mod tests {
         ] {
             assert!(page.contains(text), "{text} is not in\n{page}");
         }
+    }
+
+    #[test]
+    fn a_session_counts_its_pages_as_people_do() {
+        let words = |received, total, completed_at| {
+            let mut session = cohort("7").session.unwrap();
+            session.pages_received = received;
+            session.pages_total = total;
+            session.completed_at = completed_at;
+            Session(&session).to_string()
+        };
+        assert_eq!(words(1, 3, None), "full sync: 1 of 3 pages");
+        assert_eq!(words(3, 3, None), "full sync: 3 pages, being worked in");
+        assert_eq!(words(1, 1, Some(0)), "full sync: done, 1 page");
     }
 
     #[test]

@@ -111,6 +111,7 @@ impl Receiver {
             basic_auth: None,
             signing_secret: None,
             rate: None,
+            shown_from: None,
             clock: Arc::new(self.clock.clone()),
         }
     }
@@ -294,6 +295,7 @@ async fn a_rate_spreads_the_pages_and_an_outage_makes_no_burst() {
         Receiver::answering(&[SUCCESS, SUCCESS, (503, "")]).with_file("1.ndjson", lines.as_bytes());
     let replay = Replay {
         rate: Some(2.0),
+        shown_from: None,
         ..receiver.replay()
     };
     receiver.run(replay).await.0.unwrap();

@@ -482,7 +482,7 @@ impl World {
 }
 
 fn cases() -> u32 {
-    std::env::var("COHORT_BRIDGE_TEST_HISTORIES")
+    std::env::var("TEST_HISTORIES")
         .ok()
         .and_then(|count| count.parse().ok())
         .unwrap_or(400)

@@ -1,5 +1,6 @@
 //! The service from outside.
 mod contract;
+mod documents;
 mod flagsmith;
 mod ledger_model;
 mod support;

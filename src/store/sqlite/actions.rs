@@ -8,12 +8,18 @@ use crate::clock::Millis;
 use crate::cohort::{SourceName, Told};
 use crate::store::{CohortRef, DeadLetterFilter, StoreError};
 
+/// A dead letter that was taken out.
+struct Taken {
+    destination: i64,
+    identifier: String,
+    cohort: CohortRef,
+    member: bool,
+    late: Late,
+}
+
 impl Ledger {
     /// Takes dead letters out and gives them back; `None` in the filter means any.
-    fn take_dead_letters(
-        &self,
-        filter: &DeadLetterFilter,
-    ) -> Result<Vec<(i64, String, CohortRef, bool, Late)>, StoreError> {
+    fn take_dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<Taken>, StoreError> {
         Ok(self
             .connection
             .prepare_cached(
@@ -23,16 +29,16 @@ impl Ledger {
                  RETURNING destination, identifier, cohort, member, sent, late_until",
             )?
             .query_map(params![filter.destination, filter.identifier], |row| {
-                Ok((
-                    row.get(0)?,
-                    row.get(1)?,
-                    CohortRef(row.get(2)?),
-                    row.get(3)?,
-                    Late {
+                Ok(Taken {
+                    destination: row.get(0)?,
+                    identifier: row.get(1)?,
+                    cohort: CohortRef(row.get(2)?),
+                    member: row.get(3)?,
+                    late: Late {
                         sent: row.get(4)?,
                         until: row.get(5)?,
                     },
-                ))
+                })
             })?
             .collect::<Result<_, _>>()?)
     }
@@ -44,19 +50,19 @@ impl Ledger {
         now: Millis,
     ) -> Result<u64, StoreError> {
         let letters = self.take_dead_letters(filter)?;
-        for (destination, identifier, cohort, member, late) in &letters {
-            self.note_change(*destination, identifier);
+        for letter in &letters {
+            self.note_change(letter.destination, &letter.identifier);
             self.insert_pending(
-                *destination,
-                identifier,
-                *cohort,
-                *member,
+                letter.destination,
+                &letter.identifier,
+                letter.cohort,
+                letter.member,
                 Told::Unknown,
-                *late,
+                letter.late,
                 now,
             )?;
-            let mut tally = Tally::new(*destination);
-            tally.add(*cohort, *member, now, 1);
+            let mut tally = Tally::new(letter.destination);
+            tally.add(letter.cohort, letter.member, now, 1);
             self.count(&tally)?;
         }
         Ok(letters.len() as u64)

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -68,6 +69,7 @@ impl SqliteStore {
             return Err(StoreError::OldSqlite(rusqlite::version().into()));
         }
         let lock = lock(path)?;
+        make_private(path)?;
         let mut connection = connect(path)?;
         migrate(&mut connection)?;
         let ledger_id = hex(&secret(&connection, "ledger_id")?[..8]);
@@ -434,6 +436,22 @@ fn secret(connection: &Connection, name: &str) -> Result<[u8; 32], StoreError> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Creates the ledger so that only its owner can read who is in which cohort; SQLite gives the
+/// files beside it the same mode.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+        .map_err(|source| StoreError::Io {
+            path: path.display().to_string(),
+            source,
+        })
 }
 
 /// One process a ledger. A lock on a file beside it: closing any handle of the ledger itself would

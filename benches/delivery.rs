@@ -1,0 +1,162 @@
+//! Delivery by the real service beside a bare reqwest loop with the same body and the same number
+//! in flight, against the same stand-in, in the same run; and wrk's where it is installed.
+
+mod support;
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use cohort_bridge::standin::{Endpoint, StandIn, StandInOptions};
+use support::*;
+
+const IN_FLIGHT: usize = 64;
+
+fn calls() -> usize {
+    std::env::var("BENCH_CALLS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(400_000)
+}
+
+/// What a script would do: 64 tasks, one client, no memory of anything.
+async fn bare(url: &str, calls: usize) -> f64 {
+    let client = reqwest::Client::builder()
+        .pool_max_idle_per_host(IN_FLIGHT)
+        .no_proxy()
+        .build()
+        .expect("a client");
+    let next = Arc::new(AtomicUsize::new(0));
+    let url = format!("{url}identities/");
+    let begun = Instant::now();
+    let tasks: Vec<_> = (0..IN_FLIGHT)
+        .map(|_| {
+            let (client, next, url) = (client.clone(), Arc::clone(&next), url.clone());
+            tokio::spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= calls {
+                        break;
+                    }
+                    let body = format!(
+                        r#"{{"identifier":"{}","traits":[{{"trait_key":"mixpanel_cohort_bench_bare","trait_value":true}}]}}"#,
+                        identifier(Ids::Sequential, number)
+                    );
+                    let answer = client
+                        .post(&url)
+                        .header("x-environment-key", "ser.server-key")
+                        .header("content-type", "application/json")
+                        .header("accept", "application/json")
+                        .body(body)
+                        .send()
+                        .await
+                        .expect("the stand-in answers");
+                    assert_eq!(answer.status(), 200);
+                    answer.bytes().await.expect("the stand-in answers");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    calls as f64 / begun.elapsed().as_secs_f64()
+}
+
+fn wrk(url: &str, folder: &std::path::Path) -> Option<f64> {
+    let script = folder.join("post.lua");
+    std::fs::write(
+        &script,
+        r#"
+local n = 0
+request = function()
+  n = n + 1
+  local body = string.format('{"identifier":"usr_%08d","traits":[{"trait_key":"mixpanel_cohort_bench_wrk","trait_value":true}]}', n % 400000)
+  return wrk.format("POST", "/api/v1/identities/", {["x-environment-key"]="ser.server-key", ["content-type"]="application/json", ["accept"]="application/json"}, body)
+end
+"#,
+    )
+    .ok()?;
+    let output = Command::new("wrk")
+        .args(["-t1", "-c64", "-d5s", "-s"])
+        .arg(&script)
+        .arg(url)
+        .output()
+        .ok()?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(|line| line.strip_prefix("Requests/sec:"))
+        .and_then(|rate| rate.trim().parse().ok())
+}
+
+fn main() {
+    let calls = calls();
+    let folder = disk_folder();
+    let standin = StandIn::start(StandInOptions::default()).expect("the stand-in starts");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(bare(&standin.url(), calls / 10));
+    let before = runtime.block_on(bare(&standin.url(), calls));
+
+    // The service finds its work in the ledger: received and folded while Flagsmith was down.
+    let ledger = folder.path().join("ledger.db");
+    let service = Service::start(&ledger, "http://127.0.0.1:9/api/v1/");
+    let pages = calls / 1_000;
+    let mut connection = Connection::to(service.webhook);
+    for number in 1..=pages {
+        let body = page(
+            "members",
+            "bench",
+            "bench",
+            number,
+            pages,
+            1_000,
+            Ids::Sequential,
+        );
+        assert_eq!(connection.send(&webhook(&body)).0, 200);
+    }
+    while service.json("/api/v1/status")["backlog"] != 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    service.terminate();
+    standin.forget_calls();
+    let service = Service::start(&ledger, &standin.url());
+    let begun = Instant::now();
+    let at_start = standin.calls_to(Endpoint::Write);
+    let mut reached = at_start;
+    while reached < calls as u64 {
+        std::thread::sleep(Duration::from_millis(1));
+        reached = standin.calls_to(Endpoint::Write);
+    }
+    let delivered = (reached - at_start) as f64 / begun.elapsed().as_secs_f64();
+    let cpu = service.cpu_seconds();
+    while service.json("/api/v1/cohorts")["cohorts"][0]["destinations"][0]["pending"] != 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let resident = service.peak_resident();
+    service.terminate();
+
+    let after = runtime.block_on(bare(&standin.url(), calls));
+    let raw = (before + after) / 2.0;
+    let wrk = wrk(&standin.url(), folder.path());
+    println!(
+        "{}",
+        serde_json::json!({
+            "bench": "delivery",
+            "identities": calls,
+            "in_flight": IN_FLIGHT,
+            "calls_per_second": delivered.round(),
+            "bare_reqwest_calls_per_second": raw.round(),
+            "ratio_to_bare_reqwest": delivered / raw,
+            "wrk_calls_per_second": wrk,
+            "ratio_to_wrk": wrk.map(|wrk| delivered / wrk),
+            "cpu_ms_a_1000_members": cpu * 1e6 / calls as f64,
+            "resident_peak_mb": resident as f64 / 1e6,
+            "calls_made": reached,
+        })
+    );
+}

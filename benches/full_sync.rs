@@ -1,0 +1,117 @@
+//! A full sync of ten million members into the real binary while Flagsmith is down (the worst
+//! case: all of them stay pending): memory, size of the ledger, time to fold, time to restart.
+//! `BENCH_MEMBERS` and `BENCH_IDS=random` change what is sent.
+
+mod support;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use support::*;
+
+const MEMBERS_A_PAGE: usize = 1_000;
+
+fn main() {
+    let members: usize = std::env::var("BENCH_MEMBERS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(10_000_000);
+    let ids = match std::env::var("BENCH_IDS").as_deref() {
+        Ok("random") => Ids::Random,
+        _ => Ids::Sequential,
+    };
+    let pages = members / MEMBERS_A_PAGE;
+    let folder = disk_folder();
+    let ledger = folder.path().join("ledger.db");
+    let service = Service::start(&ledger, "http://127.0.0.1:9/api/v1/");
+
+    let next = AtomicUsize::new(1);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut connection = Connection::to(service.webhook);
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number > pages {
+                        break;
+                    }
+                    let body = page(
+                        "members",
+                        "full",
+                        "full",
+                        number,
+                        pages,
+                        MEMBERS_A_PAGE,
+                        ids,
+                    );
+                    let (status, body) = connection.send(&webhook(&body));
+                    assert_eq!(status, 200, "{body}");
+                }
+            });
+        }
+    });
+    let received_in = begun.elapsed();
+
+    // Meanwhile the front door must go on answering.
+    let folding = Instant::now();
+    let mut answers = Vec::new();
+    let mut connection = Connection::to(service.webhook);
+    let heartbeat = webhook(&page("add_members", "other", "heartbeat", 1, 1, 0, ids));
+    loop {
+        for _ in 0..20 {
+            let sent = Instant::now();
+            assert_eq!(connection.send(&heartbeat).0, 200);
+            answers.push(sent.elapsed());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // What the heartbeats themselves leave waiting does not count.
+        let status = service.json("/api/v1/cohorts");
+        let folded = status["cohorts"].as_array().is_some_and(|cohorts| {
+            cohorts
+                .iter()
+                .any(|cohort| cohort["members"].as_u64() == Some(members as u64))
+        });
+        if folded {
+            break;
+        }
+    }
+    let folded_in = folding.elapsed();
+    answers.sort();
+    let peak = service.peak_resident();
+    service.terminate();
+
+    let (page_count, free, page_size) = {
+        let connection = rusqlite::Connection::open(&ledger).expect("the ledger opens");
+        let pragma = |name: &str| -> i64 {
+            connection
+                .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
+                .expect("a pragma")
+        };
+        (
+            pragma("page_count"),
+            pragma("freelist_count"),
+            pragma("page_size"),
+        )
+    };
+    let in_use = (page_count - free) * page_size;
+    let again = Service::start(&ledger, "http://127.0.0.1:9/api/v1/");
+    println!(
+        "{}",
+        serde_json::json!({
+            "bench": "full_sync",
+            "members": members,
+            "identifier_bytes": identifier(ids, 1).len(),
+            "received_seconds": received_in.as_secs_f64(),
+            "received_members_per_second": (members as f64 / received_in.as_secs_f64()).round(),
+            "folded_seconds": folded_in.as_secs_f64(),
+            "folded_members_per_second": (members as f64 / folded_in.as_secs_f64()).round(),
+            "answers_while_folding_p50_ms": quantile_ms(&answers, 0.5),
+            "answers_while_folding_p99_ms": quantile_ms(&answers, 0.99),
+            "answers_while_folding_max_ms": quantile_ms(&answers, 1.0),
+            "resident_peak_mb": peak as f64 / 1e6,
+            "ledger_bytes_in_use_a_member": in_use as f64 / members as f64,
+            "restart_seconds": again.started_in.as_secs_f64(),
+        })
+    );
+}
