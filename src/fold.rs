@@ -3,6 +3,7 @@
 //! One step is bounded and testable; the loop round it only waits. A kill between two steps is
 //! harmless: the session remembers how far it was applied, and its pages are still in the inbox.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,9 @@ const CHUNKS: std::ops::RangeInclusive<usize> = 256..=16_384;
 
 /// How long one transaction of the fold should take: short, since the front door waits behind it.
 const CHUNK_TIME: Duration = Duration::from_millis(12);
+
+/// Pages handed to the sorter at a time.
+const PAGES_A_SORT: usize = 64;
 
 /// Dropped pages a step.
 const TIDY_PAGES: usize = 128;
@@ -160,13 +164,20 @@ impl Fold {
 
     async fn sort(&self, whole: WholeSession) -> Result<Applying, FoldError> {
         let mut sorter = Sorter::default();
-        for page in &whole.pages {
-            let roster = self.store.page_roster(whole.session, *page).await?;
-            sorter.add(&roster)?;
+        for pages in whole.pages.chunks(PAGES_A_SORT) {
+            let mut rosters = Vec::with_capacity(pages.len());
+            for page in pages {
+                rosters.push(self.store.page_roster(whole.session, *page).await?);
+            }
+            sorter = aside(move || {
+                rosters.iter().try_for_each(|page| sorter.add(page))?;
+                Ok(sorter)
+            })
+            .await?;
         }
         Ok(Applying {
             through: whole.applied_through.clone(),
-            sorted: sorter.finish()?,
+            sorted: aside(|| sorter.finish()).await?,
             next: Roster::default(),
             exhausted: false,
             whole,
@@ -217,4 +228,11 @@ impl Fold {
             self.chunk = (self.chunk * 2).min(*CHUNKS.end());
         }
     }
+}
+
+/// Sorting takes seconds for a large session; delivery goes on beside it.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await?
 }

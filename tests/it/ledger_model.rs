@@ -10,7 +10,9 @@ use cohort_bridge::cohort::{Action, DestinationName, OnLeave, SourceName, Target
 use cohort_bridge::fold::Fold;
 use cohort_bridge::mixpanel::{Page, PageInfo};
 use cohort_bridge::store::sqlite::SqliteStore;
-use cohort_bridge::store::{Claim, DestinationRules, Outcome, Settlement, SourceRules, Store};
+use cohort_bridge::store::{
+    Claim, DeliveryState, DestinationRules, Outcome, Settlement, SourceRules, Store,
+};
 use proptest::prelude::*;
 
 use crate::support::fast_temp_dir;
@@ -45,6 +47,8 @@ enum Op {
     /// The process is killed and starts again.
     Kill,
     Advance(u32),
+    Resync(u8),
+    RetryDead,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +93,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Land),
         1 => Just(Op::Kill),
         2 => (1_u32..40_000).prop_map(Op::Advance),
+        1 => (0_u8..3).prop_map(Op::Resync),
+        1 => Just(Op::RetryDead),
     ]
 }
 
@@ -417,6 +423,19 @@ impl World {
                     .extend(cut_off.into_iter().map(|(claim, _)| (claim, until)));
                 self.open();
             }
+            Op::Resync(cohort) => {
+                let source = SourceName::from("default");
+                self.store()
+                    .resync(&source, &cohort.to_string(), self.clock.now())
+                    .await
+                    .unwrap();
+            }
+            Op::RetryDead => {
+                self.store()
+                    .retry_dead_letters(Default::default(), self.clock.now())
+                    .await
+                    .unwrap();
+            }
             Op::Advance(by) => {
                 self.clock.advance(Duration::from_millis(u64::from(by)));
                 self.far.land_what_must(self.clock.now());
@@ -452,6 +471,33 @@ impl World {
             self.far.land_what_must(self.clock.now());
         }
         panic!("delivery does not come to an end");
+    }
+
+    /// The counts, which are kept in step by hand, against the rows.
+    async fn check_counts(&self) -> Result<(), TestCaseError> {
+        let store = self.store();
+        let mut pending = BTreeMap::<String, u64>::new();
+        let mut dead = BTreeMap::<String, u64>::new();
+        for person in 0..6 {
+            for membership in store.member(&format!("usr_{person}")).await.unwrap() {
+                let counts = match membership.destinations[0].state {
+                    DeliveryState::Written => continue,
+                    DeliveryState::Pending => &mut pending,
+                    DeliveryState::Dead => &mut dead,
+                };
+                *counts.entry(membership.cohort_id).or_default() += 1;
+            }
+        }
+        for cohort in store.cohorts().await.unwrap() {
+            let number: u8 = cohort.cohort_id.parse().unwrap();
+            let of = |counts: &BTreeMap<String, u64>| {
+                counts.get(&cohort.cohort_id).copied().unwrap_or(0)
+            };
+            prop_assert_eq!(cohort.members, self.model.members(number));
+            prop_assert_eq!(cohort.destinations[0].pending, of(&pending));
+            prop_assert_eq!(cohort.destinations[0].dead, of(&dead));
+        }
+        Ok(())
     }
 
     async fn check(&mut self) -> Result<(), TestCaseError> {
@@ -502,6 +548,7 @@ proptest! {
             for op in ops {
                 world.run(op).await;
             }
+            world.check_counts().await?;
             world.converge().await;
             world.check().await
         })?;

@@ -2,5 +2,6 @@
 mod contract;
 mod documents;
 mod flagsmith;
+mod fold;
 mod ledger_model;
 mod support;

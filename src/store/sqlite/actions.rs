@@ -5,7 +5,7 @@ use rusqlite::params;
 use super::apply::{Late, Tally};
 use super::ledger::Ledger;
 use crate::clock::Millis;
-use crate::cohort::{SourceName, Told};
+use crate::cohort::{SourceName, Target, Told};
 use crate::store::{CohortRef, DeadLetterFilter, StoreError};
 
 /// A dead letter that was taken out.
@@ -94,6 +94,7 @@ impl Ledger {
         now: Millis,
     ) -> Result<(u64, Option<String>), StoreError> {
         let id = self.destinations[destination].id;
+        let on_leave = self.destinations[destination].rules.on_leave;
         let people = self
             .connection
             .prepare_cached(
@@ -106,24 +107,20 @@ impl Ledger {
         let mut tally = Tally::new(id);
         for (identifier, member) in &people {
             self.note_change(id, identifier);
-            let updated = self
-                .connection
-                .prepare_cached("UPDATE pending SET told = NULL WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3")?
-                .execute(params![id, identifier, cohort.0])?;
-            if updated == 0 {
-                self.connection
-                    .prepare_cached("DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3")?
-                    .execute(params![id, identifier, cohort.0])?;
-                self.insert_pending(
-                    id,
-                    identifier,
-                    cohort,
-                    *member,
-                    Told::Unknown,
-                    Late::default(),
-                    now,
-                )?;
-                tally.add(cohort, *member, now, 1);
+            match self.pending_row(id, identifier, cohort)? {
+                Some(held) => {
+                    self.connection
+                        .prepare_cached("UPDATE pending SET told = NULL, due_at = NULL WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3")?
+                        .execute(params![id, identifier, cohort.0])?;
+                    if !held.told.needs_write(Target::of(held.member, on_leave)) {
+                        tally.add(cohort, held.member, held.since, 1);
+                    }
+                }
+                None => {
+                    let late = self.take_dead(id, identifier, cohort)?.unwrap_or_default();
+                    self.insert_pending(id, identifier, cohort, *member, Told::Unknown, late, now)?;
+                    tally.add(cohort, *member, now, 1);
+                }
             }
         }
         self.count(&tally)?;

@@ -264,10 +264,14 @@ impl Ledger {
         on_leave: OnLeave,
         tally: &mut Tally,
     ) -> Result<(), StoreError> {
-        tally.add(cohort, held.member, held.since, -1);
         let needs_write = held.told.needs_write(Target::of(change.member, on_leave));
-        if needs_write || held.late_until.is_some() {
+        if held.told.needs_write(Target::of(held.member, on_leave)) {
+            tally.add(cohort, held.member, held.since, -1);
+        }
+        if needs_write {
             tally.add(cohort, change.member, held.since, 1);
+        }
+        if needs_write || held.late_until.is_some() {
             // A change goes out at once, but where the last call failed; a value that is right
             // already waits for the end of its watch.
             let watched_until = held.late_until.filter(|_| !needs_write);
@@ -283,7 +287,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn pending_row(
+    pub(super) fn pending_row(
         &self,
         destination: i64,
         identifier: &str,
@@ -325,7 +329,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn take_dead(
+    pub(super) fn take_dead(
         &self,
         destination: i64,
         identifier: &str,
@@ -395,10 +399,10 @@ pub(super) struct Late {
 
 /// A `pending` row, as far as a change needs it.
 #[derive(Clone, Copy, Debug)]
-struct Held {
-    member: bool,
-    told: Told,
-    since: Millis,
+pub(super) struct Held {
+    pub(super) member: bool,
+    pub(super) told: Told,
+    pub(super) since: Millis,
     late_until: Option<Millis>,
 }
 

@@ -24,7 +24,6 @@ struct Row {
     late_until: Option<Millis>,
     attempts: u32,
     due_at: Millis,
-    since: Millis,
     told: Told,
 }
 
@@ -58,11 +57,9 @@ impl Ledger {
         let (found, resume_after, next_due) =
             self.sweep(destination, after, limit, now, &settled)?;
         let mut claims = Vec::with_capacity(found.len());
-        let mut tally = Tally::new(self.destinations[destination].id);
         for (identifier, rows) in &found {
-            claims.extend(self.claim(destination, identifier, rows, now, &mut tally)?);
+            claims.extend(self.claim(destination, identifier, rows, now)?);
         }
-        self.count(&tally)?;
         Ok(Claims {
             claims,
             resume_after,
@@ -111,7 +108,6 @@ impl Ledger {
                 late_until: row.get(4)?,
                 attempts: row.get(5)?,
                 due_at: due_at.unwrap_or(since + state.rules.linger_ms),
-                since,
                 told: told_from(row.get(8)?),
             });
         }
@@ -125,7 +121,6 @@ impl Ledger {
         identifier: &Arc<str>,
         rows: &[Row],
         now: Millis,
-        tally: &mut Tally,
     ) -> Result<Option<Claim>, StoreError> {
         let (id, on_leave, earlier_calls_land_until) = {
             let state = &mut self.destinations[destination];
@@ -141,10 +136,9 @@ impl Ledger {
         for row in rows {
             let target = Target::of(row.member, on_leave);
             if !row.told.needs_write(target) {
-                // Only watched, in case an older call landed after all.
+                // Only watched, in case an older call lands after all.
                 if row.late_until.is_none_or(|until| is_due(until, now)) {
                     self.delete_pending(id, identifier, row.cohort)?;
-                    tally.add(row.cohort, row.member, row.since, -1);
                 }
                 continue;
             }
@@ -222,7 +216,7 @@ impl Ledger {
                         )?;
                     }
                     Outcome::Unsent => {
-                        self.settle_unsent(destination, identifier, claimed)?;
+                        self.settle_unsent(destination, identifier, claimed, &mut tally)?;
                         left_due = soonest(left_due, Some(now));
                     }
                     Outcome::Dead { error } => {
@@ -302,11 +296,14 @@ impl Ledger {
                     late_until,
                     due_at,
                 ])?;
-            return Ok(due_at.or(Some(now)));
+        } else {
+            self.delete_pending(state.id, identifier, claimed.cohort)?;
         }
-        self.delete_pending(state.id, identifier, claimed.cohort)?;
+        if told.needs_write(wanted) {
+            return Ok(Some(now));
+        }
         tally.add(claimed.cohort, member, since, -1);
-        Ok(None)
+        Ok(due_at)
     }
 
     pub(super) fn delete_pending(
@@ -360,19 +357,36 @@ impl Ledger {
         destination: usize,
         identifier: &str,
         claimed: &ClaimedTrait,
+        tally: &mut Tally,
     ) -> Result<(), StoreError> {
-        self.connection
+        let state = &self.destinations[destination];
+        let left = self
+            .connection
             .prepare_cached(
                 "UPDATE pending SET told = ?4,
                         sent = CASE WHEN ?4 IS NOT NULL AND late_until IS NULL THEN NULL ELSE sent END
-                 WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                 WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3
+                 RETURNING member, since",
             )?
-            .execute(params![
-                self.destinations[destination].id,
-                identifier,
-                claimed.cohort.0,
-                told_stored(claimed.told)
-            ])?;
+            .query_row(
+                params![
+                    state.id,
+                    identifier,
+                    claimed.cohort.0,
+                    told_stored(claimed.told)
+                ],
+                |row| Ok((row.get::<_, bool>(0)?, row.get::<_, Millis>(1)?)),
+            )
+            .optional()?;
+        if let Some((member, since)) = left {
+            // The person changed back meanwhile: there is nothing left to say.
+            if !claimed
+                .told
+                .needs_write(Target::of(member, state.rules.on_leave))
+            {
+                tally.add(claimed.cohort, member, since, -1);
+            }
+        }
         Ok(())
     }
 

@@ -181,8 +181,11 @@ fn membership_deliveries(
             let name: String = row.get(0)?;
             let is_pending: bool = row.get(1)?;
             let dead_because: Option<String> = row.get(4)?;
+            let told = told_from(row.get(2)?);
             let (state, told) = match (is_pending, &dead_because) {
-                (true, _) => (DeliveryState::Pending, told_from(row.get(2)?)),
+                // Right already, and only watched for a late write.
+                (true, _) if told == Told::Known(settled(&name)) => (DeliveryState::Written, told),
+                (true, _) => (DeliveryState::Pending, told),
                 (false, Some(_)) => (DeliveryState::Dead, Told::Unknown),
                 (false, None) => (DeliveryState::Written, Told::Known(settled(&name))),
             };
