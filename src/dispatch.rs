@@ -88,6 +88,18 @@ struct Desk {
     closing: bool,
 }
 
+impl Desk {
+    /// Takes in what a call told. Where that closes the gate, what waits is given back: it would
+    /// be stale when the gate opens, and the ledger knows better then.
+    fn record(&mut self, signal: Signal, now: Millis) {
+        let was_open = self.gate.is_open();
+        self.gate.record(signal, now);
+        if was_open && !self.gate.is_open() {
+            self.ended.extend(self.waiting.drain(..).map(given_back));
+        }
+    }
+}
+
 /// Where the sweep through the pending identities stands.
 enum Sweep {
     /// Behind this identifier.
@@ -180,7 +192,7 @@ impl Dispatch {
                 self.run_errand(&mut clerk, errand, now).await;
                 continue;
             }
-            let wake = clerk.wake_at(&self.desk());
+            let wake = clerk.wake_at(&self.desk(), now);
             tokio::select! {
                 () = self.news.notified() => {}
                 Ok(()) = changes.changed() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
@@ -204,14 +216,14 @@ impl Dispatch {
         if now < clerk.not_before && clerk.not_before - now <= AFTER_FAILURE {
             return None;
         }
-        if !desk.gate.is_open() {
-            // What waits would be stale when the gate opens; the ledger knows better then.
-            let stale: Vec<_> = desk.waiting.drain(..).collect();
-            desk.ended.extend(stale.into_iter().map(given_back));
-        }
         let probe = !desk.gate.is_open();
+        let may_call = desk.gate.limit(now) > 0;
+        if probe && may_call && !desk.waiting.is_empty() {
+            // The probe's time came while it lay there.
+            self.work.notify_waiters();
+        }
         let limit = if probe {
-            usize::from(desk.gate.limit(now) > 0 && desk.calling == 0)
+            usize::from(may_call && desk.calling == 0 && desk.waiting.is_empty())
         } else if desk.waiting.len() <= DESK_LOW {
             DESK - desk.waiting.len()
         } else {
@@ -370,7 +382,7 @@ impl Dispatch {
         };
         let was_open = desk.gate.is_open();
         let limit = desk.gate.limit(now);
-        desk.gate.record(signal, now);
+        desk.record(signal, now);
         let grew = desk.gate.limit(now) > limit;
         self.tell(&claim, &outcome, &desk.gate);
         self.metrics
@@ -569,7 +581,7 @@ impl Dispatch {
                         reason: reason.into(),
                         canary: true,
                     };
-                    desk.gate.record(signal, self.clock.now());
+                    desk.record(signal, self.clock.now());
                     self.tell_state(desk.gate.state());
                     drop(desk);
                     self.news.notify_one();
@@ -673,15 +685,23 @@ impl Clerk {
         }
     }
 
-    fn wake_at(&self, desk: &Desk) -> Option<Millis> {
-        let at = match (desk.gate.probe_at(), &self.sweep) {
-            (Some(probe_at), _) => Some(probe_at),
-            (None, _) if !desk.gate.is_open() => None,
-            (None, Sweep::Resting(until)) => *until,
-            // Mid-sweep with a full desk: a caller will say when there is room.
-            (None, Sweep::At(_)) => None,
+    fn wake_at(&self, desk: &Desk, now: Millis) -> Option<Millis> {
+        let at = if desk.gate.is_open() {
+            match &self.sweep {
+                Sweep::Resting(until) => *until,
+                // Mid-sweep with a full desk: a caller will say when there is room.
+                Sweep::At(_) => None,
+            }
+        } else if desk.calling > 0 {
+            // The end of the probe says when to go on.
+            None
+        } else {
+            desk.gate.probe_at()
         };
+        let not_before = (self.not_before > now).then_some(self.not_before);
+        // Whatever lies in the past was looked at already and is waited for otherwise.
         at.map(|at| at.max(self.not_before))
-            .or((self.not_before > Millis::MIN).then_some(self.not_before))
+            .filter(|at| *at > now)
+            .or(not_before)
     }
 }

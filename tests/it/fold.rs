@@ -11,7 +11,7 @@ use cohort_bridge::mixpanel::{Page, PageInfo};
 use cohort_bridge::store::sqlite::SqliteStore;
 use cohort_bridge::store::{DestinationRules, SourceRules, Store};
 
-use crate::support::fast_temp_dir;
+use crate::support::{fast_temp_dir, open_ledger};
 
 const NOW: i64 = 1_800_000_000_000;
 
@@ -26,7 +26,7 @@ fn open(path: &Path) -> Arc<SqliteStore> {
         linger_ms: 0,
         late_write_ms: 60_000,
     };
-    Arc::new(SqliteStore::open(path, vec![source], vec![destination]).unwrap())
+    open_ledger(path, source, destination)
 }
 
 fn people(numbers: impl IntoIterator<Item = u32>) -> BTreeSet<String> {

@@ -15,7 +15,7 @@ use cohort_bridge::store::{
 };
 use proptest::prelude::*;
 
-use crate::support::fast_temp_dir;
+use crate::support::{fast_temp_dir, open_ledger};
 
 const WINDOW_MS: Millis = 60_000;
 const START: Millis = 1_800_000_000_000;
@@ -259,9 +259,7 @@ impl World {
             linger_ms: 0,
             late_write_ms: WINDOW_MS,
         };
-        self.store = Some(Arc::new(
-            SqliteStore::open(&self.path, vec![source], vec![destination]).unwrap(),
-        ));
+        self.store = Some(open_ledger(&self.path, source, destination));
     }
 
     fn store(&self) -> Arc<SqliteStore> {

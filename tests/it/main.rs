@@ -1,7 +1,13 @@
 //! The service from outside.
 mod contract;
+mod delivery;
+mod disk_full;
 mod documents;
 mod flagsmith;
 mod fold;
+mod front_door;
+mod kills;
 mod ledger_model;
+mod operations;
+mod sessions;
 mod support;

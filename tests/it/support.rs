@@ -1,5 +1,19 @@
 //! What the tests share.
 
+pub mod pages;
+pub mod process;
+pub mod service;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use cohort_bridge::cohort::OnLeave;
+use cohort_bridge::config::{BlankEcho, Destination};
+use cohort_bridge::standin::{Environment, StandIn, StandInOptions, Switch};
+use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::{DestinationRules, SourceRules, StoreError};
+
 /// A temporary directory, in memory where the machine has one: for tests that are about logic, not
 /// about the disk.
 pub fn fast_temp_dir() -> tempfile::TempDir {
@@ -11,14 +25,6 @@ pub fn fast_temp_dir() -> tempfile::TempDir {
     }
     tempfile::tempdir().expect("a temporary directory")
 }
-
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
-
-use cohort_bridge::cohort::OnLeave;
-use cohort_bridge::config::{BlankEcho, Destination};
-use cohort_bridge::standin::{Environment, StandIn, StandInOptions, Switch};
 
 /// An answer as it came over the wire.
 #[derive(Debug)]
@@ -121,4 +127,48 @@ pub fn stand_in_of_all_kinds() -> StandIn {
         ..StandInOptions::default()
     })
     .unwrap()
+}
+
+/// How long a condition may take to come true; far more than any should need, since the machine
+/// may be busy with other things.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(4);
+
+/// Looks again and again until `look` finds something.
+///
+/// # Panics
+/// Where it found nothing within a minute.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let looking = async {
+        let mut interval = tokio::time::interval(LOOK_EVERY);
+        loop {
+            interval.tick().await;
+            if let Some(found) = look().await {
+                return found;
+            }
+        }
+    };
+    match tokio::time::timeout(PATIENCE, looking).await {
+        Ok(found) => found,
+        Err(_) => panic!("waited in vain: {what}"),
+    }
+}
+
+/// Opens a ledger once it is free: another test that starts a process holds a copy of the lock
+/// between fork and exec.
+pub fn open_ledger(
+    path: &std::path::Path,
+    source: SourceRules,
+    destination: DestinationRules,
+) -> std::sync::Arc<SqliteStore> {
+    let begun = std::time::Instant::now();
+    loop {
+        let (sources, destinations) = (vec![source.clone()], vec![destination.clone()]);
+        match SqliteStore::open(path, sources, destinations) {
+            Err(StoreError::InUse { .. }) if begun.elapsed() < PATIENCE => std::thread::yield_now(),
+            opened => return std::sync::Arc::new(opened.expect("the ledger opens")),
+        }
+    }
 }

@@ -203,6 +203,7 @@ impl Ledger {
                         may_land_late,
                         error,
                     } => {
+                        left_due = soonest(left_due, Some(*due_at));
                         let late_until = may_land_late
                             .then(|| now + self.destinations[destination].rules.late_write_ms);
                         self.settle_retry(

@@ -1,0 +1,277 @@
+//! The whole service in the test's process: real listeners, a real ledger, a clock that the test
+//! moves.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cohort_bridge::app::App;
+use cohort_bridge::clock::{Clock, ManualClock, Millis};
+use cohort_bridge::cohort::SourceName;
+use cohort_bridge::config::{Database, Destination, LogFormat, Settings, Source};
+use cohort_bridge::http::authenticate::Credentials;
+use cohort_bridge::mixpanel::IdentifierRules;
+use cohort_bridge::standin::{Endpoint, Environment, StandIn, StandInOptions};
+use cohort_bridge::trait_key::TraitKeyTemplate;
+use reqwest::header::HeaderMap;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{destination, eventually, fast_temp_dir};
+
+/// When every test begins.
+pub const START: Millis = 1_800_000_000_000;
+
+/// Who sends.
+pub const USER: &str = "mixpanel";
+/// With which password.
+pub const PASSWORD: &str = "pass:word";
+
+/// What a test may want otherwise.
+pub struct Setup {
+    pub source: Source,
+    pub more_sources: Vec<Source>,
+    pub destination: Destination,
+    pub max_connections: usize,
+    pub max_body_bytes: usize,
+}
+
+/// A running service and what stands around it.
+pub struct Service {
+    pub stand_in: Arc<StandIn>,
+    pub clock: ManualClock,
+    pub webhook: SocketAddr,
+    pub admin: SocketAddr,
+    http: reqwest::Client,
+    stop: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+    folder: tempfile::TempDir,
+}
+
+/// An answer of either listener.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub async fn of(response: reqwest::Response) -> Self {
+        Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            text: response.text().await.unwrap(),
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
+    }
+}
+
+/// A client that no proxy variable of the machine leads astray.
+pub fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+/// A source that takes these credentials.
+pub fn source(name: &str, credentials: Credentials) -> Source {
+    Source {
+        name: SourceName::from(name),
+        credentials,
+        identifier: IdentifierRules::default(),
+        trait_key: TraitKeyTemplate::default(),
+    }
+}
+
+/// A stand-in with one ordinary environment.
+pub fn stand_in() -> StandIn {
+    StandIn::start(StandInOptions::default()).unwrap()
+}
+
+/// The ordinary service before an ordinary stand-in.
+pub async fn spawn_plain_app() -> Service {
+    spawn_app(stand_in(), |_| {}).await
+}
+
+/// Starts a service on free ports with a fresh ledger, after `change` changed what it differs in.
+pub async fn spawn_app(stand_in: StandIn, change: impl FnOnce(&mut Setup)) -> Service {
+    let folder = fast_temp_dir();
+    let credentials = Credentials::parse_basic(&format!("{USER}:{PASSWORD}")).unwrap();
+    let mut setup = Setup {
+        source: source("default", credentials),
+        more_sources: Vec::new(),
+        destination: destination(&stand_in.url(), &Environment::default().server_key),
+        max_connections: 64,
+        max_body_bytes: 1024 * 1024,
+    };
+    change(&mut setup);
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let sources = std::iter::once(setup.source).chain(setup.more_sources);
+    let settings = Settings {
+        listen: loopback,
+        admin_listen: loopback,
+        admin_token: None,
+        database: Database::Sqlite(folder.path().join("ledger.db")),
+        sources: sources.map(Arc::new).collect(),
+        destinations: vec![Arc::new(setup.destination)],
+        max_connections: setup.max_connections,
+        max_body_bytes: setup.max_body_bytes,
+        shutdown_grace: Duration::from_secs(5),
+        log_format: LogFormat::Text,
+        log_filter: "off".into(),
+        warnings: Vec::new(),
+    };
+    let clock = ManualClock::at(START);
+    let app = App::build(settings, Arc::new(clock.clone())).await.unwrap();
+    let stop = CancellationToken::new();
+    Service {
+        stand_in: Arc::new(stand_in),
+        clock,
+        webhook: app.webhook_address(),
+        admin: app.admin_address(),
+        http: client(),
+        stop: stop.clone(),
+        running: tokio::spawn(app.run_until(stop)),
+        folder,
+    }
+}
+
+impl Service {
+    pub fn webhook_url(&self) -> String {
+        format!("http://{}/webhooks/mixpanel", self.webhook)
+    }
+
+    pub fn ledger(&self) -> PathBuf {
+        self.folder.path().join("ledger.db")
+    }
+
+    /// Sends a body as Mixpanel does.
+    pub async fn post(&self, body: impl Into<Vec<u8>>) -> Answer {
+        let request = self.http.post(self.webhook_url());
+        let request = request
+            .basic_auth(USER, Some(PASSWORD))
+            .header("content-type", "application/json")
+            .body(body.into());
+        Answer::of(request.send().await.unwrap()).await
+    }
+
+    /// Sends a page that must be taken in.
+    pub async fn send(&self, page: &Value) {
+        let answer = self.post(page.to_string()).await;
+        assert_eq!(answer.status, 200, "{answer:?} to {page}");
+        assert_eq!(answer.json()["status"], "success");
+        assert_eq!(answer.json()["action"], page["action"]);
+    }
+
+    /// `GET` of the admin listener.
+    pub async fn get(&self, path: &str) -> Answer {
+        let url = format!("http://{}{path}", self.admin);
+        Answer::of(self.http.get(url).send().await.unwrap()).await
+    }
+
+    /// `POST` of the admin listener, without a body.
+    pub async fn order(&self, path: &str) -> Value {
+        let url = format!("http://{}{path}", self.admin);
+        let answer = Answer::of(self.http.post(url).send().await.unwrap()).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()
+    }
+
+    pub async fn cohorts(&self) -> Vec<Value> {
+        let reply = self.get("/api/v1/cohorts").await.json();
+        reply["cohorts"].as_array().unwrap().clone()
+    }
+
+    /// State and reason of the one destination.
+    pub async fn destination(&self) -> (String, String) {
+        let status = self.get("/api/v1/status").await.json();
+        let destination = &status["destinations"][0];
+        let text = |field: &str| destination[field].as_str().unwrap_or_default().to_owned();
+        (text("state"), text("reason"))
+    }
+
+    pub async fn dead_letters(&self) -> Vec<Value> {
+        let reply = self.get("/api/v1/dead-letters").await.json();
+        reply["dead_letters"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{reply}"))
+            .clone()
+    }
+
+    /// Whether every page found its place.
+    pub async fn is_folded(&self) -> bool {
+        self.get("/api/v1/status").await.json()["backlog"] == 0
+    }
+
+    /// Whether nothing is left to fold or to deliver.
+    pub async fn is_settled(&self) -> bool {
+        self.is_folded().await
+            && self.cohorts().await.iter().all(|cohort| {
+                let destinations = cohort["destinations"].as_array().unwrap();
+                destinations.iter().all(|delivery| delivery["pending"] == 0)
+            })
+    }
+
+    pub async fn folded(&self) {
+        eventually("every page folded", async || {
+            self.is_folded().await.then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until nothing is left to do; the clock stands still.
+    pub async fn settled(&self) {
+        eventually("everything delivered", async || {
+            self.is_settled().await.then_some(())
+        })
+        .await;
+    }
+
+    /// As [`Service::settled`], while time passes.
+    pub async fn settled_in_time(&self) {
+        self.time_passes("everything delivered", async || self.is_settled().await)
+            .await;
+    }
+
+    /// Lets a quarter of a second pass at each look until `condition` holds.
+    pub async fn time_passes(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+        eventually(what, async || {
+            if condition().await {
+                return Some(());
+            }
+            self.clock.advance(Duration::from_millis(250));
+            None
+        })
+        .await;
+    }
+
+    /// Waits for the canary of the start, then forgets all calls so far.
+    pub async fn canary_is_done(&self) {
+        eventually("the canary is read back", async || {
+            (self.stand_in.calls_to(Endpoint::Read) > 0).then_some(())
+        })
+        .await;
+        self.stand_in.forget_calls();
+    }
+
+    /// The value of a person's trait in Flagsmith: `None` where there is none.
+    pub fn stored(&self, person: &str, key: &str) -> Option<bool> {
+        self.stand_in.identity(person)?.get(key)?.as_bool()
+    }
+
+    /// Milliseconds since the start.
+    pub fn elapsed_ms(&self) -> Millis {
+        self.clock.now() - START
+    }
+
+    /// Stops in an orderly way; gives back the ledger's folder.
+    pub async fn stop(self) -> tempfile::TempDir {
+        self.stop.cancel();
+        self.running.await.unwrap().unwrap();
+        self.folder
+    }
+}
