@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix_web::dev::Server;
 use actix_web::middleware::from_fn;
 use actix_web::{App as Actix, HttpServer, web};
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -183,7 +183,10 @@ impl App {
 
         let failed = tokio::select! {
             () = stop.cancelled() => None,
-            ended = &mut webhook_server => Some(ended),
+            ended = &mut webhook_server => Some(anyhow!("the webhook listener ended: {ended:?}")),
+            // They run until they are stopped. One that panicked would leave pages unfolded or
+            // traits undelivered, silently; a restart is safe at any moment.
+            ended = running.join_next() => Some(anyhow!("a loop of the service ended: {ended:?}")),
         };
         let deadline = self.clock.now() + millis(self.shutdown_grace);
         tracing::info!("stopping: no new pages");
@@ -205,10 +208,7 @@ impl App {
         self.store.close().await;
         admin_server.abort();
         tracing::info!("stopped");
-        match failed {
-            None => Ok(()),
-            Some(ended) => ended?.context("the webhook listener failed"),
-        }
+        failed.map_or(Ok(()), Err)
     }
 }
 

@@ -87,7 +87,10 @@ impl Writer {
         let theirs = Arc::clone(&queue);
         let thread = std::thread::Builder::new()
             .name("ledger-writer".into())
-            .spawn(move || run(ledger, &theirs))?;
+            .spawn(move || {
+                let _end = EndWithThread;
+                run(ledger, &theirs);
+            })?;
         Ok(Writer {
             queue,
             thread: Mutex::new(Some(thread)),
@@ -160,6 +163,19 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Ends the process where the writer panics: nothing could be written any more, and a restart, which
+/// is safe at any moment, mends what this cannot.
+struct EndWithThread;
+
+impl Drop for EndWithThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the ledger's writer panicked: the process ends");
+            std::process::abort();
+        }
     }
 }
 
