@@ -53,6 +53,7 @@ impl App {
     /// # Errors
     /// Whatever keeps the service from starting, with what to do about it.
     pub async fn build(settings: Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        warn_of_few_files(&settings);
         let store = open_store(&settings)?;
         let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
         let health = Arc::new(Health::new(BACKLOG_LIMIT_PAGES));
@@ -98,17 +99,19 @@ impl App {
         }));
         let workers = std::thread::available_parallelism()
             .map_or(1, usize::from)
-            .min(MOST_WEBHOOK_WORKERS);
+            .min(MOST_WEBHOOK_WORKERS)
+            .min(settings.max_connections);
         let listener = bind(settings.listen, "COHORT_BRIDGE_LISTEN")?;
         let webhook = listener.local_addr()?;
         let webhook_server = HttpServer::new(move || {
             let (intake, receiver) = (intake.clone(), receiver.clone());
             Actix::new()
+                .wrap(from_fn(http::closing))
                 .wrap(from_fn(http::request_id))
                 .configure(|config| http::configure_webhook(config, intake, receiver))
         })
         .workers(workers)
-        .max_connections(settings.max_connections.div_ceil(workers))
+        .max_connections(settings.max_connections / workers)
         .client_request_timeout(HEAD_DEADLINE)
         .shutdown_timeout(settings.shutdown_grace.as_secs())
         .disable_signals()
@@ -209,6 +212,32 @@ impl App {
         admin_server.abort();
         tracing::info!("stopped");
         failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Beside connections: the ledger's files, listeners, timers.
+const OTHER_FILES: usize = 64;
+
+/// Every connection is an open file. Where the system allows fewer than the settings, strangers who
+/// connect could use up what the admin listener and the ledger need.
+fn warn_of_few_files(settings: &Settings) {
+    let calls: usize = settings
+        .destinations
+        .iter()
+        .map(|destination| destination.max_in_flight)
+        .sum();
+    let wanted = settings.max_connections + calls + OTHER_FILES;
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let allowed = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok());
+    if let Some(allowed) = allowed.filter(|allowed| *allowed < wanted) {
+        tracing::warn!(
+            allowed_files = allowed,
+            wanted_files = wanted,
+            "the system allows fewer open files than the settings may need: raise it (ulimit -n, LimitNOFILE) or lower --max-connections"
+        );
     }
 }
 

@@ -44,40 +44,53 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves when it is told to; for tests and simulations.
+/// A clock that moves when it is told to; for tests and simulations. As with a real one, who sleeps
+/// sleeps for a span of time, however the clock is set meanwhile.
 #[derive(Clone, Debug)]
 pub struct ManualClock {
-    now: Arc<watch::Sender<Millis>>,
+    hands: Arc<watch::Sender<Hands>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Hands {
+    now: Millis,
+    elapsed: Millis,
 }
 
 impl ManualClock {
     /// A clock that stands at `now`.
     pub fn at(now: Millis) -> Self {
         ManualClock {
-            now: Arc::new(watch::Sender::new(now)),
+            hands: Arc::new(watch::Sender::new(Hands { now, elapsed: 0 })),
         }
     }
 
-    /// Moves the clock forward and wakes who waited for the time reached.
+    /// Lets time pass, and wakes who slept long enough.
     pub fn advance(&self, by: Duration) {
-        self.now.send_modify(|now| *now += millis(by));
+        self.hands.send_modify(|hands| {
+            hands.now += millis(by);
+            hands.elapsed += millis(by);
+        });
     }
 
-    /// Sets the clock, back as well as forward.
+    /// Sets the clock, back as well as forward; no time passes.
     pub fn set(&self, now: Millis) {
-        self.now.send_replace(now);
+        self.hands.send_modify(|hands| hands.now = now);
     }
 }
 
 #[async_trait]
 impl Clock for ManualClock {
     fn now(&self) -> Millis {
-        *self.now.borrow()
+        self.hands.borrow().now
     }
 
     async fn sleep_until(&self, deadline: Millis) {
+        let mut hands = self.hands.subscribe();
+        let Hands { now, elapsed } = *hands.borrow();
+        let end = elapsed.saturating_add(deadline.saturating_sub(now).max(0));
         // The sender lives as long as `self`, so waiting cannot fail.
-        let _ = self.now.subscribe().wait_for(|now| *now >= deadline).await;
+        let _ = hands.wait_for(|hands| hands.elapsed >= end).await;
     }
 }
 

@@ -208,7 +208,9 @@ impl Flagsmith {
             .await
         {
             Ok(answer) => {
-                let mut judged = echo::judge(&answer.body, identifier, traits);
+                let mut judged = echo::judge(&answer.body, identifier, traits)
+                    .without(identifier)
+                    .without(self.key());
                 if answer.repeated {
                     mark_late(&mut judged);
                 }
@@ -234,7 +236,7 @@ impl Flagsmith {
         let mut url = self.identities.clone();
         url.query_pairs_mut().append_pair("identifier", identifier);
         let answer = self.call(&Method::GET, &url, None).await?;
-        echo::traits(&answer.body, identifier)
+        echo::traits(&answer.body, identifier).map_err(|trouble| trouble.without(self.key()))
     }
 }
 

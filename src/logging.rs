@@ -83,6 +83,8 @@ fn ceiling() -> Targets {
     Targets::new()
         .with_default(Level::INFO)
         .with_target(OWN_TARGET, Level::TRACE)
+        // An ERROR line for every stranger who does not speak HTTP.
+        .with_target("actix_http::h1::dispatcher", LevelFilter::OFF)
 }
 
 fn subscriber<W>(

@@ -9,6 +9,7 @@ use super::environment::Environment;
 use super::reader::{ConfigError, Reader};
 use super::{parse, setting};
 use crate::cli::{OperatorArgs, ReplayArgs};
+use crate::signature::SigningSecret;
 
 /// Where the admin API is and who asks.
 #[derive(Clone, Debug)]
@@ -76,7 +77,7 @@ impl ReplaySettings {
             args.signing_secret
                 .as_ref()
                 .map(ExposeSecret::expose_secret),
-            parse::header_secret,
+            signing_secret,
         );
         let rate = reader.optional(&setting::REPLAY_RATE, args.rate.as_deref(), parse::rate);
         let settings = url.and_then(|url| {
@@ -90,6 +91,12 @@ impl ReplaySettings {
         });
         reader.finish(settings)
     }
+}
+
+fn signing_secret(value: &str) -> Result<SecretString, String> {
+    SigningSecret::parse(value)
+        .map(|_| SecretString::from(value))
+        .map_err(|fault| format!("it {fault}"))
 }
 
 fn user_and_password(value: &str) -> Result<SecretString, String> {
@@ -193,7 +200,10 @@ mod tests {
                     "COHORT_BRIDGE_URL",
                     "https://h.example/webhooks/mixpanel/eu",
                 ),
-                ("COHORT_BRIDGE_SIGNING_SECRET", "whsec_x"),
+                (
+                    "COHORT_BRIDGE_SIGNING_SECRET",
+                    "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+                ),
             ],
         )
         .expect("valid");
@@ -205,7 +215,7 @@ mod tests {
         assert_eq!(settings.basic_auth.expect("given").expose_secret(), "u:p:q");
         assert_eq!(
             settings.signing_secret.expect("given").expose_secret(),
-            "whsec_x"
+            "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
         );
     }
 

@@ -20,7 +20,7 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 const EXCERPT_CHARS: usize = 200;
 
 /// Bytes of an answer that are looked at for an excerpt.
-const EXCERPT_BYTES: usize = 4096;
+pub(super) const EXCERPT_BYTES: usize = 4096;
 
 /// What a person should look at when the address is wrong.
 const URL_SETTING: &str = "the API address (COHORT_BRIDGE_FLAGSMITH_API_URL)";
@@ -117,6 +117,18 @@ impl Trouble {
         | Trouble::Halt { reason: said }) = &mut self;
         if identifier.len() > 3 && said.contains(identifier) {
             *said = said.replace(identifier, "…");
+        }
+        self
+    }
+}
+
+impl Disposition {
+    /// As [`Trouble::without`].
+    pub(super) fn without(mut self, identifier: &str) -> Self {
+        if let Disposition::Halt { reason } = &mut self
+            && identifier.len() > 3
+        {
+            *reason = reason.replace(identifier, "…");
         }
         self
     }

@@ -155,7 +155,7 @@ impl Flagsmith {
     pub async fn probe_storage(&self, value: &str) -> Storage {
         match self.try_probe(value).await {
             Ok(found) => found,
-            Err(trouble) => trouble.into(),
+            Err(trouble) => trouble.without(self.key()).into(),
         }
     }
 

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use reqwest::{Method, Request};
+use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Method, Request, StatusCode};
 use tokio::time::Instant;
 use url::Url;
 
-use super::Flagsmith;
-use super::disposition::{Answer, Scope, Trouble};
+use super::disposition::{Answer, EXCERPT_BYTES, Scope, Trouble};
+use super::{ENVIRONMENT_KEY, Flagsmith};
 use crate::clock::{Clock, Millis, SystemClock};
+
+/// Bytes. Flagsmith's keys have 22 and more; a shorter word could be any word of an answer.
+const SHORTEST_HIDDEN_KEY_BYTES: usize = 8;
 
 /// One HTTP call that ended, for metrics.
 #[derive(Clone, Copy, Debug)]
@@ -91,13 +95,60 @@ impl Flagsmith {
             }
             body.extend_from_slice(&chunk);
         }
+        let mut headers = std::mem::take(response.headers_mut());
+        // What a 200 says is data; `without` sees to its errors.
+        if response.status() != StatusCode::OK {
+            self.hide_key(&mut headers, &mut body);
+        }
         Ok(Answer {
             status: response.status(),
-            headers: std::mem::take(response.headers_mut()),
+            headers,
             body,
             repeated: false,
         })
     }
+
+    /// The environment key.
+    pub(super) fn key(&self) -> &str {
+        let key = self.headers.get(ENVIRONMENT_KEY);
+        key.and_then(|key| key.to_str().ok()).unwrap_or_default()
+    }
+
+    /// Whoever answers may quote the request, and what an answer says goes to the log and the
+    /// status page: the key must not be in it.
+    fn hide_key(&self, headers: &mut HeaderMap, body: &mut Vec<u8>) {
+        let key = self.key().as_bytes();
+        if key.len() < SHORTEST_HIDDEN_KEY_BYTES {
+            return;
+        }
+        let shown = &body[..body.len().min(EXCERPT_BYTES)];
+        if let Some(hidden) = without(shown, key) {
+            let rest = shown.len();
+            body.splice(..rest, hidden);
+        }
+        if let Some(hidden) = headers
+            .get(LOCATION)
+            .and_then(|target| without(target.as_bytes(), key))
+            .and_then(|hidden| HeaderValue::from_bytes(&hidden).ok())
+        {
+            headers.insert(LOCATION, hidden);
+        }
+    }
+}
+
+/// `text` with dots for every `key`; `None` where there is none.
+fn without(text: &[u8], key: &[u8]) -> Option<Vec<u8>> {
+    let mut hidden = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.windows(key.len()).position(|part| part == key) {
+        hidden.extend_from_slice(&rest[..at]);
+        hidden.extend_from_slice(b"...");
+        rest = &rest[at + key.len()..];
+    }
+    (rest.len() < text.len()).then(|| {
+        hidden.extend_from_slice(rest);
+        hidden
+    })
 }
 
 /// A call without a whole answer.
@@ -177,4 +228,22 @@ fn chain(error: reqwest::Error) -> String {
 
 pub(super) fn now() -> Millis {
     SystemClock.now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without;
+
+    #[test]
+    fn a_quoted_key_is_hidden_wherever_it_stands() {
+        for (text, hidden) in [
+            ("", None),
+            ("ser.ke", None),
+            ("ser.key", Some("...")),
+            ("a ser.key, ser.key b", Some("a ..., ... b")),
+        ] {
+            let found = without(text.as_bytes(), b"ser.key");
+            assert_eq!(found.as_deref(), hidden.map(str::as_bytes), "{text}");
+        }
+    }
 }

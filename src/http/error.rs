@@ -24,6 +24,9 @@ const CHALLENGE: &str = r#"Basic realm="cohort-bridge", charset="UTF-8""#;
 /// e-mails.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
+    /// 404. Mixpanel pauses the sync and e-mails: the URL or the method is wrong.
+    #[error("nothing answers here: webhooks are sent with POST to /webhooks/mixpanel")]
+    NothingHere,
     /// 404. Mixpanel pauses the sync and e-mails: the URL is wrong and has to be registered again.
     #[error("no source of this name: check the end of the webhook's URL")]
     UnknownSource,
@@ -98,7 +101,8 @@ impl ReceiveError {
         match self {
             ReceiveError::Rejected(rejected) => rejected.action.as_deref(),
             ReceiveError::NotStored { action, .. } => Some(action.as_str()),
-            ReceiveError::UnknownSource
+            ReceiveError::NothingHere
+            | ReceiveError::UnknownSource
             | ReceiveError::Unauthenticated(_)
             | ReceiveError::TooLarge { .. }
             | ReceiveError::TooSlow { .. }
@@ -122,7 +126,7 @@ impl ReceiveError {
 impl ResponseError for ReceiveError {
     fn status_code(&self) -> StatusCode {
         match self {
-            ReceiveError::UnknownSource => StatusCode::NOT_FOUND,
+            ReceiveError::NothingHere | ReceiveError::UnknownSource => StatusCode::NOT_FOUND,
             ReceiveError::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             ReceiveError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ReceiveError::TooSlow { .. } | ReceiveError::BrokenOff => StatusCode::REQUEST_TIMEOUT,
@@ -154,19 +158,6 @@ impl ResponseError for ReceiveError {
             }),
         })
     }
-}
-
-/// The answer where nothing is: in Mixpanel's shape, as all of this listener's.
-pub fn not_found() -> HttpResponse {
-    HttpResponse::NotFound().json(Reply {
-        action: None,
-        status: "failure",
-        error: Some(Fault {
-            message: "nothing answers here: webhooks are sent with POST to /webhooks/mixpanel"
-                .to_owned(),
-            code: StatusCode::NOT_FOUND.as_u16(),
-        }),
-    })
 }
 
 /// The answer to a page that is durably recorded.

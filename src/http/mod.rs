@@ -8,6 +8,7 @@ use receive::Receiver;
 
 pub mod admin;
 pub mod authenticate;
+pub mod closing;
 pub mod credentials;
 pub mod detached;
 pub mod error;
@@ -23,6 +24,7 @@ pub(crate) mod stub_log;
 pub(crate) mod stub_store;
 
 pub use admin::Admin;
+pub use closing::closing;
 pub use detached::Detached;
 pub use request_id::request_id;
 

@@ -206,11 +206,7 @@ pub async fn receive(
     receiver: web::Data<Receiver>,
     authentic: Result<Authentic, ReceiveError>,
 ) -> HttpResponse {
-    let stopwatch = request
-        .extensions()
-        .get::<Stopwatch>()
-        .copied()
-        .unwrap_or_else(Stopwatch::start);
+    let stopwatch = stopwatch(&request);
     let source = source_label(&request);
     let receiver = receiver.into_inner();
 
@@ -248,8 +244,20 @@ pub async fn receive(
 }
 
 /// Everything else on the public listener.
-pub async fn not_found() -> HttpResponse {
-    error::not_found()
+pub async fn not_found(request: HttpRequest, receiver: web::Data<Receiver>) -> HttpResponse {
+    let error = ReceiveError::NothingHere;
+    let response = error.error_response();
+    receiver.conclude(UNKNOWN_SOURCE, None, &Err(error), stopwatch(&request));
+    response
+}
+
+/// The request's, from before it was authenticated.
+fn stopwatch(request: &HttpRequest) -> Stopwatch {
+    request
+        .extensions()
+        .get::<Stopwatch>()
+        .copied()
+        .unwrap_or_else(Stopwatch::start)
 }
 
 fn answer(action: Action, outcome: Result<(), ReceiveError>) -> HttpResponse {

@@ -29,6 +29,9 @@ const MAX_NAME_CHARACTERS: usize = 255;
 /// Pages of a session at most: one for each of the 10 million users that Mixpanel allows a cohort.
 const MAX_PAGES: u32 = 10_000_000;
 
+/// How gzip begins (RFC 1952, section 2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
 /// Reads a webhook's body.
 ///
 /// # Errors
@@ -38,8 +41,12 @@ const MAX_PAGES: u32 = 10_000_000;
 pub fn parse(body: &[u8], rules: &IdentifierRules) -> Result<Parsed, Rejected> {
     let text = std::str::from_utf8(body).map_err(|error| Rejected {
         action: None,
-        error: ParseError::NotUtf8 {
-            offset: error.valid_up_to(),
+        error: if body.starts_with(&GZIP) {
+            ParseError::Compressed
+        } else {
+            ParseError::NotUtf8 {
+                offset: error.valid_up_to(),
+            }
         },
     })?;
     read(text, rules).map_err(|error| Rejected {

@@ -37,6 +37,9 @@ impl Rejected {
 /// What is wrong with a payload. No message repeats anything of a member.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
+    /// The body begins as gzip does.
+    #[error("the body is compressed: send it as plain JSON, without Content-Encoding")]
+    Compressed,
     /// The body is no text.
     #[error("the body is not UTF-8 (byte {offset})")]
     NotUtf8 {

@@ -144,6 +144,8 @@ fn refusals_say_why_and_repeat_the_action() {
 fn a_body_that_is_no_text_is_refused() {
     let rejected = parse(b"{\"action\":\"\xff\"}", &IdentifierRules::default()).unwrap_err();
     assert!(matches!(rejected.error, ParseError::NotUtf8 { offset: 11 }));
+    let rejected = parse(b"\x1f\x8b\x08\0", &rules(&["mixpanel_distinct_id"])).unwrap_err();
+    assert!(matches!(rejected.error, ParseError::Compressed));
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub enum StoreError {
     #[error(transparent)]
     Damaged(#[from] Damaged),
     /// A file of the ledger could not be used.
-    #[error("{path}: {source}")]
+    #[error("{path} cannot be used")]
     Io {
         /// Which file.
         path: String,
