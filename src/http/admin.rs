@@ -20,13 +20,15 @@ use super::{Detached, status_page as page};
 
 mod access;
 mod error;
+pub mod openapi;
 pub mod views;
 
 pub use access::{AdminAccess, Operator};
 pub use error::AdminError;
+use openapi::{Interrupted, LedgerFailed, Refused};
 use views::{
-    CohortsReply, DeadLetterOrder, DeadLettersReply, Dropped, MemberReply, Pending, Retried,
-    StatusReply,
+    CohortsReply, DeadLetterOrder, DeadLettersReply, Dropped, ErrorReply, MemberReply, Pending,
+    Retried, StatusReply,
 };
 
 /// Dead letters one answer shows at most; the oldest come first, and `retry` and `drop` reach all.
@@ -81,7 +83,16 @@ impl Admin {
     }
 }
 
-/// `GET /metrics`.
+/// What Prometheus scrapes.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses(
+        (status = 200, description = "Every metric, in Prometheus's text format.", body = String,
+            content_type = "text/plain"),
+        Interrupted,
+    )
+)]
 pub async fn metrics(admin: web::Data<Admin>) -> Result<HttpResponse, AdminError> {
     let text = admin.metrics.render(&admin.snapshot().await)?;
     Ok(HttpResponse::Ok()
@@ -89,7 +100,13 @@ pub async fn metrics(admin: web::Data<Admin>) -> Result<HttpResponse, AdminError
         .body(text))
 }
 
-/// `GET /`: the status page.
+/// The status page.
+#[utoipa::path(
+    get,
+    path = "/",
+    responses((status = 200, description = "The page, without scripts.", body = String,
+        content_type = "text/html"))
+)]
 pub async fn status_page(admin: web::Data<Admin>) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
@@ -99,7 +116,12 @@ pub async fn status_page(admin: web::Data<Admin>) -> HttpResponse {
         .body(page::render(&admin.snapshot().await))
 }
 
-/// `GET /api/v1/status`.
+/// How the ledger and the destinations are doing.
+#[utoipa::path(
+    get,
+    path = "/api/v1/status",
+    responses((status = 200, description = "Also where they are doing badly.", body = StatusReply))
+)]
 pub async fn status(admin: web::Data<Admin>) -> web::Json<StatusReply> {
     let ledger = admin.store.ready().await;
     web::Json(StatusReply {
@@ -114,13 +136,32 @@ pub async fn status(admin: web::Data<Admin>) -> web::Json<StatusReply> {
     })
 }
 
-/// `GET /api/v1/cohorts`.
+/// The cohorts heard of.
+#[utoipa::path(
+    get,
+    path = "/api/v1/cohorts",
+    responses((status = 200, description = "All of them.", body = CohortsReply), LedgerFailed)
+)]
 pub async fn cohorts(admin: web::Data<Admin>) -> Result<web::Json<CohortsReply>, AdminError> {
     let cohorts = admin.store.cohorts().await?;
     Ok(web::Json(CohortsReply::of(cohorts, admin.clock.now())))
 }
 
-/// `POST /api/v1/cohorts/{source}/{cohort_id}/resync`.
+/// Writes every trait of a cohort again.
+#[utoipa::path(
+    post,
+    path = "/api/v1/cohorts/{source}/{cohort_id}/resync",
+    params(
+        ("source" = String, Path, description = "The cohort's source."),
+        ("cohort_id" = String, Path, description = "Mixpanel's id."),
+    ),
+    responses(
+        (status = 200, description = "The traits will be written.", body = Pending),
+        (status = 404, description = "No such cohort.", body = ErrorReply),
+        Refused, LedgerFailed, Interrupted,
+    ),
+    security(("admin_token" = []))
+)]
 pub async fn resync(
     _: Operator,
     admin: web::Data<Admin>,
@@ -139,7 +180,17 @@ pub async fn resync(
         .ok_or(AdminError::UnknownCohort)
 }
 
-/// `GET /api/v1/members/{identifier}`; an identifier that nobody has is in no cohort.
+/// The cohorts of one person; an identifier that nobody has is in none.
+#[utoipa::path(
+    get,
+    path = "/api/v1/members/{identifier}",
+    params(("identifier" = String, Path, description = "Flagsmith's identifier, percent-encoded.")),
+    responses(
+        (status = 200, description = "All of them, left ones included.", body = MemberReply),
+        Refused, LedgerFailed,
+    ),
+    security(("admin_token" = []))
+)]
 pub async fn member(
     _: Operator,
     admin: web::Data<Admin>,
@@ -150,7 +201,16 @@ pub async fn member(
     Ok(web::Json(MemberReply::of(identifier, cohorts)))
 }
 
-/// `GET /api/v1/dead-letters`: the oldest thousand.
+/// The traits that could not be written: the oldest thousand.
+#[utoipa::path(
+    get,
+    path = "/api/v1/dead-letters",
+    responses(
+        (status = 200, description = "Oldest first.", body = DeadLettersReply),
+        Refused, LedgerFailed,
+    ),
+    security(("admin_token" = []))
+)]
 pub async fn dead_letters(
     _: Operator,
     admin: web::Data<Admin>,
@@ -159,7 +219,23 @@ pub async fn dead_letters(
     Ok(web::Json(DeadLettersReply::of(letters)))
 }
 
-/// `POST /api/v1/dead-letters/retry`.
+/// Tries dead letters again: all, or those that the body names.
+#[utoipa::path(
+    post,
+    path = "/api/v1/dead-letters/retry",
+    // By reference: an `Option` here would also allow `null`.
+    request_body(
+        content = ref("#/components/schemas/DeadLetterOrder"),
+        content_type = "application/json",
+        description = "None means all.",
+    ),
+    responses(
+        (status = 200, description = "They are pending again.", body = Retried),
+        (status = 400, description = "The body is not understood.", body = ErrorReply),
+        Refused, LedgerFailed, Interrupted,
+    ),
+    security(("admin_token" = []))
+)]
 pub async fn retry_dead_letters(
     _: Operator,
     admin: web::Data<Admin>,
@@ -174,7 +250,23 @@ pub async fn retry_dead_letters(
     Ok(web::Json(Retried { retried }))
 }
 
-/// `POST /api/v1/dead-letters/drop`.
+/// Gives dead letters up for good: all, or those that the body names.
+#[utoipa::path(
+    post,
+    path = "/api/v1/dead-letters/drop",
+    // By reference: an `Option` here would also allow `null`.
+    request_body(
+        content = ref("#/components/schemas/DeadLetterOrder"),
+        content_type = "application/json",
+        description = "None means all.",
+    ),
+    responses(
+        (status = 200, description = "They are gone.", body = Dropped),
+        (status = 400, description = "The body is not understood.", body = ErrorReply),
+        Refused, LedgerFailed, Interrupted,
+    ),
+    security(("admin_token" = []))
+)]
 pub async fn drop_dead_letters(
     _: Operator,
     admin: web::Data<Admin>,
@@ -228,13 +320,13 @@ mod tests {
     use crate::http::stub_store::StubStore;
     use crate::status::DestinationState;
 
-    struct Desk {
-        store: Arc<StubStore>,
+    pub(super) struct Desk {
+        pub(super) store: Arc<StubStore>,
         admin: web::Data<Admin>,
     }
 
     impl Desk {
-        fn at(bound: &str, token: Option<&str>) -> Self {
+        pub(super) fn at(bound: &str, token: Option<&str>) -> Self {
             let token = token.map(SecretString::from);
             let store = Arc::new(StubStore::default());
             let destination = DestinationHealth::new("production".into());
@@ -254,18 +346,23 @@ mod tests {
             Desk { store, admin }
         }
 
-        fn on_loopback() -> Self {
+        pub(super) fn on_loopback() -> Self {
             Desk::at("127.0.0.1:9090", None)
         }
 
-        async fn call(&self, request: TestRequest) -> ServiceResponse {
+        pub(super) async fn call(&self, request: TestRequest) -> ServiceResponse {
             let admin = self.admin.clone();
             let app =
                 init_service(App::new().configure(|config| configure_admin(config, admin))).await;
             call_service(&app, request.to_request()).await
         }
 
-        async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+        pub(super) async fn ask(
+            &self,
+            method: Method,
+            path: &str,
+            body: &str,
+        ) -> (StatusCode, Value) {
             let request = TestRequest::with_uri(path)
                 .method(method)
                 .insert_header(("host", "localhost:9090"))

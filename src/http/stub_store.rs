@@ -168,6 +168,7 @@ impl Store for StubStore {
     }
 
     async fn member(&self, identifier: &str) -> Result<Vec<MembershipView>, StoreError> {
+        self.works()?;
         self.ordered(format!("member {identifier}"));
         Ok(vec![MembershipView {
             source: "default".into(),
@@ -184,6 +185,7 @@ impl Store for StubStore {
     }
 
     async fn dead_letters(&self, _: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        self.works()?;
         Ok(vec![DeadLetter {
             destination: "production".into(),
             identifier: "usr_1".into(),
@@ -201,6 +203,7 @@ impl Store for StubStore {
         filter: DeadLetterFilter,
         _: Millis,
     ) -> Result<u64, StoreError> {
+        self.works()?;
         self.ordered(format!(
             "retry {:?} {:?}",
             filter.destination, filter.identifier
@@ -209,6 +212,7 @@ impl Store for StubStore {
     }
 
     async fn drop_dead_letters(&self, filter: DeadLetterFilter) -> Result<u64, StoreError> {
+        self.works()?;
         self.ordered(format!(
             "drop {:?} {:?}",
             filter.destination, filter.identifier

@@ -10,7 +10,9 @@ use std::time::Duration;
 use cohort_bridge::cli::{self, Command};
 use cohort_bridge::config::setting::{self, Fallback, Setting};
 use cohort_bridge::config::{Environment, Settings};
+use cohort_bridge::http::admin::openapi;
 use serde_json::Value;
+use utoipa::OpenApi;
 
 fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -67,6 +69,35 @@ fn the_settings_table_is_the_programs() {
     let real: Vec<[String; 3]> = setting::SERVE.iter().map(row_of).collect();
     assert_eq!(written, real);
     assert!(readme.contains("| `--allow-unauthenticated` | – (flag only) | off |"));
+}
+
+#[test]
+fn the_admin_api_table_is_the_programs() {
+    let readme = text_of("README.md");
+    let written: BTreeSet<String> = rows(&readme, "| `GET /")
+        .chain(rows(&readme, "| `POST /"))
+        .map(|cells| cells[0].to_owned())
+        .collect();
+
+    let document = serde_json::to_value(openapi::Document::openapi()).unwrap();
+    let paths = document["paths"].as_object().unwrap().iter();
+    let real: BTreeSet<String> = paths
+        .flat_map(|(path, calls)| {
+            calls
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(move |(method, call)| {
+                    let mark = if call["security"].is_array() {
+                        " *"
+                    } else {
+                        ""
+                    };
+                    format!("`{} {path}`{mark}", method.to_uppercase())
+                })
+        })
+        .collect();
+    assert_eq!(written, real);
 }
 
 fn row_of(setting: &Setting) -> [String; 3] {

@@ -3,9 +3,9 @@
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
-use serde_json::json;
 use tokio::task::JoinError;
 
+use super::views::ErrorReply;
 use crate::store::StoreError;
 
 /// Why an admin call was not done.
@@ -76,6 +76,8 @@ impl ResponseError for AdminError {
         if let AdminError::Unauthorized = self {
             response.insert_header((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
         }
-        response.json(json!({"error": self.to_string()}))
+        response.json(ErrorReply {
+            error: self.to_string(),
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! The admin API's JSON: what the listener writes is what the command line reads.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Millis;
 use crate::cohort::Action;
@@ -11,8 +12,25 @@ use crate::store::{
     SessionView,
 };
 
-/// `GET /api/v1/status`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The answer to a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HealthReply {
+    /// `ok`, `ready` or `not ready`.
+    pub status: String,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The answer to a call that was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorReply {
+    /// Why.
+    pub error: String,
+}
+
+/// How the ledger and the destinations are doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatusReply {
     /// The program's.
     pub version: String,
@@ -25,13 +43,14 @@ pub struct StatusReply {
 }
 
 /// One destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DestinationReply {
     /// Which.
     pub name: String,
     /// `ok`, `backing_off` or `halted`.
     pub state: String,
     /// Why it is not `ok`.
+    #[schema(required)]
     pub reason: Option<String>,
     /// Calls under way.
     pub in_flight: usize,
@@ -48,8 +67,8 @@ impl From<DestinationStatus> for DestinationReply {
     }
 }
 
-/// `GET /api/v1/cohorts`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The cohorts heard of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CohortsReply {
     /// In order of source and id.
     pub cohorts: Vec<CohortReply>,
@@ -68,7 +87,7 @@ impl CohortsReply {
 }
 
 /// One cohort.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CohortReply {
     /// Its source.
     pub source: String,
@@ -85,6 +104,7 @@ pub struct CohortReply {
     /// When a page of it last arrived, RFC 3339.
     pub last_heard_at: String,
     /// The session last heard.
+    #[schema(required)]
     pub session: Option<SessionReply>,
     /// What each destination knows of it.
     pub destinations: Vec<DeliveryReply>,
@@ -111,9 +131,10 @@ impl CohortReply {
 }
 
 /// The session of a cohort last heard.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SessionReply {
     /// Mixpanel's id; null for a page without one.
+    #[schema(required)]
     pub id: Option<String>,
     /// What it asks for.
     pub action: Action,
@@ -122,6 +143,7 @@ pub struct SessionReply {
     /// Pages there are.
     pub pages_total: u32,
     /// When it took effect, RFC 3339.
+    #[schema(required)]
     pub completed_at: Option<String>,
 }
 
@@ -138,7 +160,7 @@ impl From<SessionView> for SessionReply {
 }
 
 /// What one destination knows of one cohort.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeliveryReply {
     /// Which destination.
     pub name: String,
@@ -149,6 +171,7 @@ pub struct DeliveryReply {
     /// People whose trait cannot be written.
     pub dead: u64,
     /// Age of the oldest pending change; null where there is none.
+    #[schema(required)]
     pub oldest_pending_seconds: Option<i64>,
 }
 
@@ -164,8 +187,8 @@ impl DeliveryReply {
     }
 }
 
-/// `GET /api/v1/members/{identifier}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The cohorts of one person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemberReply {
     /// Whose.
     pub identifier: String,
@@ -184,7 +207,7 @@ impl MemberReply {
 }
 
 /// One cohort of one person.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MembershipReply {
     /// The cohort's source.
     pub source: String,
@@ -215,15 +238,17 @@ impl From<MembershipView> for MembershipReply {
 }
 
 /// What one destination knows of one person's cohort.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MembershipDeliveryReply {
     /// Which destination.
     pub name: String,
     /// The value it is known to hold; null where the trait is absent or not known.
+    #[schema(required)]
     pub written: Option<bool>,
     /// Where delivery stands.
     pub state: DeliveryWord,
     /// The last failure.
+    #[schema(required)]
     pub error: Option<String>,
 }
 
@@ -238,8 +263,8 @@ impl From<MembershipDelivery> for MembershipDeliveryReply {
     }
 }
 
-/// The word for [`DeliveryState`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Where the delivery of one trait stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryWord {
     /// As wanted.
@@ -260,8 +285,8 @@ impl From<DeliveryState> for DeliveryWord {
     }
 }
 
-/// `GET /api/v1/dead-letters`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The traits that could not be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLettersReply {
     /// Oldest first.
     pub dead_letters: Vec<DeadLetterReply>,
@@ -277,7 +302,7 @@ impl DeadLettersReply {
 }
 
 /// A trait that could not be written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetterReply {
     /// Where to.
     pub destination: String,
@@ -313,7 +338,7 @@ impl From<DeadLetter> for DeadLetterReply {
 }
 
 /// The body of `dead-letters/retry` and `dead-letters/drop`; a missing key means any.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeadLetterOrder {
     /// Only of this destination.
@@ -325,21 +350,21 @@ pub struct DeadLetterOrder {
 }
 
 /// The answer to `dead-letters/retry`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Retried {
     /// Traits pending again.
     pub retried: u64,
 }
 
 /// The answer to `dead-letters/drop`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Dropped {
     /// Traits given up for good.
     pub dropped: u64,
 }
 
 /// The answer to `resync`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pending {
     /// Traits pending again.
     pub pending: u64,
