@@ -113,8 +113,10 @@ struct Clerk {
     sweep: Sweep,
     /// The earliest time at which what this sweep passed over is due.
     next_due: Option<Millis>,
-    /// The identity of the last probe.
+    /// The next probe is for an identity behind this one.
     probed: Option<Arc<str>>,
+    /// The identity of the last probe, while the gate is closed.
+    last_probed: Option<Arc<str>>,
     not_before: Millis,
 }
 
@@ -169,6 +171,8 @@ impl Dispatch {
         }
         let canary = tokio::spawn(Arc::clone(&self).send_canaries(stop.clone()));
         self.keep_the_desk(changes, stop).await;
+        // At once: the grace may end before a call that hangs does.
+        self.settle_the_rest().await;
         while callers.join_next().await.is_some() {}
         // Its call, if one is under way, changes nothing that is waited for.
         canary.abort();
@@ -181,9 +185,17 @@ impl Dispatch {
 
     async fn keep_the_desk(&self, mut changes: watch::Receiver<()>, stop: CancellationToken) {
         let mut clerk = Clerk::new();
-        let now = self.clock.now();
-        if let Err(error) = self.store.bring_up(&self.destination.name, now).await {
-            tracing::error!(destination = %self.destination.name, %error, "the destination could not be brought up from the ledger");
+        while !stop.is_cancelled()
+            && let Err(error) = self
+                .store
+                .bring_up(&self.destination.name, self.clock.now())
+                .await
+        {
+            tracing::error!(destination = %self.destination.name, %error, "delivery waits: the destination could not be brought up from the ledger");
+            tokio::select! {
+                () = self.clock.sleep_until(self.clock.now() + AFTER_FAILURE) => {}
+                () = stop.cancelled() => {}
+            }
         }
         while !stop.is_cancelled() {
             let now = self.clock.now();
@@ -213,10 +225,13 @@ impl Dispatch {
 
     fn next_errand(&self, clerk: &mut Clerk, now: Millis) -> Option<Errand> {
         let mut desk = self.desk();
-        if now < clerk.not_before && clerk.not_before - now <= AFTER_FAILURE {
+        if clerk.held_off_until(now).is_some() {
             return None;
         }
         let probe = !desk.gate.is_open();
+        if !probe {
+            clerk.last_probed = None;
+        }
         let may_call = desk.gate.limit(now) > 0;
         if probe && may_call && !desk.waiting.is_empty() {
             // The probe's time came while it lay there.
@@ -300,11 +315,15 @@ impl Dispatch {
         match claims.claims.first() {
             Some(claim) => {
                 let identifier = Some(Arc::clone(&claim.identifier));
-                if identifier == clerk.probed {
-                    self.desk().gate.probe_was_lone(now);
+                let mut desk = self.desk();
+                if identifier == clerk.last_probed {
+                    desk.gate.probe_was_lone();
                 }
-                clerk.probed = identifier;
-                self.put_on_the_desk(claims);
+                clerk.probed = identifier.clone();
+                clerk.last_probed = identifier;
+                desk.waiting.extend(claims.claims);
+                drop(desk);
+                self.work.notify_waiters();
             }
             None if after.is_some() => clerk.probed = None,
             // Nothing is due: look again when something is, or when the fold brought something.
@@ -313,9 +332,17 @@ impl Dispatch {
     }
 
     fn put_on_the_desk(&self, claims: Claims) {
-        if !claims.claims.is_empty() {
-            self.desk().waiting.extend(claims.claims);
+        if claims.claims.is_empty() {
+            return;
+        }
+        let mut desk = self.desk();
+        if desk.gate.is_open() {
+            desk.waiting.extend(claims.claims);
+            drop(desk);
             self.work.notify_waiters();
+        } else {
+            // The gate closed while the ledger was asked.
+            desk.ended.extend(claims.claims.into_iter().map(given_back));
         }
     }
 
@@ -649,6 +676,7 @@ impl Clerk {
             sweep: Sweep::At(None),
             next_due: None,
             probed: None,
+            last_probed: None,
             not_before: Millis::MIN,
         }
     }
@@ -698,10 +726,13 @@ impl Clerk {
         } else {
             desk.gate.probe_at()
         };
-        let not_before = (self.not_before > now).then_some(self.not_before);
         // Whatever lies in the past was looked at already and is waited for otherwise.
-        at.map(|at| at.max(self.not_before))
-            .filter(|at| *at > now)
-            .or(not_before)
+        let held_off = self.held_off_until(now);
+        at.max(at.and(held_off)).filter(|at| *at > now).or(held_off)
+    }
+
+    /// Until when to leave the ledger alone, where it failed or had nothing to probe with.
+    fn held_off_until(&self, now: Millis) -> Option<Millis> {
+        Some(self.not_before).filter(|at| *at > now && *at - now <= AFTER_FAILURE)
     }
 }

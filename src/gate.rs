@@ -137,10 +137,9 @@ impl Gate {
 
     /// A probe found only the identity that the last one found: it may be that identity alone, and
     /// every call costs.
-    pub fn probe_was_lone(&mut self, now: Millis) {
+    pub fn probe_was_lone(&mut self) {
         if let Some(closed) = self.closed.as_mut().filter(|closed| !closed.halted) {
             closed.interval = (closed.interval * 2).min(LONGEST_LONE_PROBE);
-            closed.probe_at = now + millis(closed.interval);
         }
     }
 
@@ -319,7 +318,7 @@ mod tests {
         let mut gate = closed();
         for _ in 0..10 {
             gate.record(failure(), 0);
-            gate.probe_was_lone(0);
+            gate.probe_was_lone();
         }
         assert_eq!(gate.probe_at(), Some(millis(LONGEST_LONE_PROBE)));
     }

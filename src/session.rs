@@ -107,7 +107,8 @@ impl Session {
     }
 
     fn is_complete(&self) -> bool {
-        self.total > 0 && self.pages_received() == self.total
+        let held = u32::try_from(self.pages.len()).unwrap_or(u32::MAX);
+        self.total > 0 && held >= self.total && self.pages_received() == self.total
     }
 }
 

@@ -10,6 +10,7 @@ use super::environment::Environment;
 use super::reader::{ConfigError, Faulted, Reader};
 use super::setting::{self, Setting};
 use super::{BlankEcho, Destination, LogFormat, Settings, Source, parse};
+use crate::backoff::LONGEST_ADVISED;
 use crate::cli::ServeArgs;
 use crate::cohort::{OnLeave, SourceName};
 use crate::http::authenticate::Credentials;
@@ -261,7 +262,8 @@ fn read_destination(
     let linger = reader.value(
         &setting::LINGER,
         args.linger.as_deref(),
-        parse::duration(Duration::ZERO..=LONGEST_WAIT),
+        // A time farther ahead would count as written before the clock was set back.
+        parse::duration(Duration::ZERO..=LONGEST_ADVISED),
     );
     let max_in_flight = reader.value(
         &setting::MAX_IN_FLIGHT,
@@ -271,7 +273,8 @@ fn read_destination(
     let late_write_window = reader.value(
         &setting::LATE_WRITE_WINDOW,
         args.late_write_window.as_deref(),
-        parse::duration(Duration::ZERO..=LONGEST_WAIT),
+        // A time farther ahead would count as written before the clock was set back.
+        parse::duration(Duration::ZERO..=LONGEST_ADVISED),
     );
     let canary_interval = reader.value(
         &setting::CANARY_INTERVAL,

@@ -274,8 +274,9 @@ pub async fn drop_dead_letters(
 ) -> Result<web::Json<Dropped>, AdminError> {
     let filter = filter(&body)?;
     let store = admin.store.clone();
+    let now = admin.clock.now();
     let dropped = admin
-        .change(async move { store.drop_dead_letters(filter).await })
+        .change(async move { store.drop_dead_letters(filter, now).await })
         .await?;
     Ok(web::Json(Dropped { dropped }))
 }

@@ -211,7 +211,11 @@ impl Store for StubStore {
         Ok(4)
     }
 
-    async fn drop_dead_letters(&self, filter: DeadLetterFilter) -> Result<u64, StoreError> {
+    async fn drop_dead_letters(
+        &self,
+        filter: DeadLetterFilter,
+        _: Millis,
+    ) -> Result<u64, StoreError> {
         self.works()?;
         self.ordered(format!(
             "drop {:?} {:?}",

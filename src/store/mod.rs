@@ -458,7 +458,11 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<u64, StoreError>;
 
     /// Forgets dead letters; returns how many.
-    async fn drop_dead_letters(&self, filter: DeadLetterFilter) -> Result<u64, StoreError>;
+    async fn drop_dead_letters(
+        &self,
+        filter: DeadLetterFilter,
+        now: Millis,
+    ) -> Result<u64, StoreError>;
 
     /// Makes every trait of a cohort pending again; `None` where there is no such cohort.
     async fn resync(

@@ -2,6 +2,7 @@
 //! stored in the end.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -801,6 +802,10 @@ struct Impatient {
 
 impl Impatient {
     fn before(stand_in: &StandIn) -> Self {
+        Self::with_patience(stand_in, Duration::from_millis(150))
+    }
+
+    fn with_patience(stand_in: &StandIn, call_timeout: Duration) -> Self {
         let folder = fast_temp_dir();
         let clock = ManualClock::at(START);
         let destination = Arc::new(destination(&stand_in.url(), "ser.server-key"));
@@ -818,7 +823,7 @@ impl Impatient {
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open(&path, vec![source], vec![rules]).unwrap());
         let limits = Limits {
-            call_timeout: Duration::from_millis(150),
+            call_timeout,
             ..Limits::default()
         };
         let metrics = Metrics::new().unwrap();
@@ -974,4 +979,28 @@ async fn the_ledger_says_when_a_retry_is_due() {
         .unwrap();
     assert_eq!(settled.next_due, Some(START + 5_000));
     store.close().await;
+}
+
+/// The grace may end before a call that hangs does; what had ended by then must not be made again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_is_settled_while_other_calls_hang() {
+    let stand_in = stand_in();
+    let answered = AtomicUsize::new(0);
+    stand_in.fault_for(move |call| {
+        let hangs = call.identifier != CANARY && answered.fetch_add(1, Ordering::SeqCst) >= 20;
+        hangs.then_some(Fault::Hang)
+    });
+    let mut delivery = Impatient::with_patience(&stand_in, Duration::from_secs(600));
+    let everybody = people("p", 300);
+    delivery
+        .send(&page("members", "c", "s1", (1, 1), &everybody))
+        .await;
+    stand_in.held(delivery.destination.max_in_flight).await;
+    delivery.stop.cancel();
+    eventually("what was written is settled", async || {
+        (delivery.pending().await == 280).then_some(())
+    })
+    .await;
+    delivery.running.abort_all();
+    delivery.stop().await;
 }

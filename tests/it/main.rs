@@ -7,6 +7,7 @@ mod flagsmith;
 mod fold;
 mod front_door;
 mod kills;
+mod ledger;
 mod ledger_model;
 mod operations;
 mod sessions;

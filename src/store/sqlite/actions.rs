@@ -18,17 +18,26 @@ struct Taken {
 }
 
 impl Ledger {
-    /// Takes dead letters out and gives them back; `None` in the filter means any.
-    fn take_dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<Taken>, StoreError> {
+    /// Takes at most `limit` dead letters out that are not younger than `ordered_at`: what dies again
+    /// meanwhile is not meant.
+    fn take_dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        limit: usize,
+        ordered_at: Millis,
+    ) -> Result<Vec<Taken>, StoreError> {
         Ok(self
             .connection
             .prepare_cached(
-                "DELETE FROM dead_letter
-                 WHERE (?1 IS NULL OR destination = (SELECT id FROM destination WHERE name = ?1))
-                   AND (?2 IS NULL OR identifier = ?2)
+                "DELETE FROM dead_letter WHERE (destination, identifier, cohort) IN (
+                     SELECT destination, identifier, cohort FROM dead_letter
+                     WHERE (?1 IS NULL OR destination = (SELECT id FROM destination WHERE name = ?1))
+                       AND (?2 IS NULL OR identifier = ?2)
+                       AND since <= ?3
+                     LIMIT ?4)
                  RETURNING destination, identifier, cohort, member, sent, late_until",
             )?
-            .query_map(params![filter.destination, filter.identifier], |row| {
+            .query_map(params![filter.destination, filter.identifier, ordered_at, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
                 Ok(Taken {
                     destination: row.get(0)?,
                     identifier: row.get(1)?,
@@ -43,15 +52,15 @@ impl Ledger {
             .collect::<Result<_, _>>()?)
     }
 
-    /// Makes dead letters pending again.
+    /// Makes at most `limit` dead letters pending again; returns how many.
     pub fn retry_dead_letters(
         &mut self,
         filter: &DeadLetterFilter,
+        limit: usize,
         now: Millis,
-    ) -> Result<u64, StoreError> {
-        let letters = self.take_dead_letters(filter)?;
+    ) -> Result<usize, StoreError> {
+        let letters = self.take_dead_letters(filter, limit, now)?;
         for letter in &letters {
-            self.note_change(letter.destination, &letter.identifier);
             self.insert_pending(
                 letter.destination,
                 &letter.identifier,
@@ -65,22 +74,18 @@ impl Ledger {
             tally.add(letter.cohort, letter.member, now, 1);
             self.count(&tally)?;
         }
-        Ok(letters.len() as u64)
+        Ok(letters.len())
     }
 
-    fn note_change(&mut self, destination: i64, identifier: &str) {
-        if let Some(state) = self
-            .destinations
-            .iter_mut()
-            .find(|state| state.id == destination)
-        {
-            state.note_change(identifier);
-        }
-    }
-
-    /// Forgets dead letters: the trait stays as it is in Flagsmith until the person's next change.
-    pub fn drop_dead_letters(&mut self, filter: &DeadLetterFilter) -> Result<u64, StoreError> {
-        Ok(self.take_dead_letters(filter)?.len() as u64)
+    /// Forgets at most `limit` dead letters; returns how many. The trait stays as it is in Flagsmith
+    /// until the person's next change.
+    pub fn drop_dead_letters(
+        &mut self,
+        filter: &DeadLetterFilter,
+        limit: usize,
+        now: Millis,
+    ) -> Result<usize, StoreError> {
+        Ok(self.take_dead_letters(filter, limit, now)?.len())
     }
 
     /// Makes at most `limit` traits of a cohort pending again, behind `after`. Returns how many
@@ -106,7 +111,6 @@ impl Ledger {
             .collect::<Result<Vec<_>, _>>()?;
         let mut tally = Tally::new(id);
         for (identifier, member) in &people {
-            self.note_change(id, identifier);
             match self.pending_row(id, identifier, cohort)? {
                 Some(held) => {
                     self.connection

@@ -13,7 +13,13 @@ use crate::store::{Applied, Chunk, CohortRef, Effect, SessionRef, StoreError, Wh
 
 /// Rows of the ledger that one chunk may look at. Replacing ten million by nobody must not become
 /// one transaction.
-const ROWS_A_CHUNK: usize = 8_192;
+const ROWS_A_CHUNK: usize = 4_096;
+
+/// The people of a cohort behind one identifier and up to another, either of which may be missing.
+/// A blob sorts behind every text; an OR in its place would walk to the cohort's end.
+const RANGE: &str = "SELECT identifier, member FROM member
+     WHERE cohort = ?1 AND identifier > coalesce(?2, '') AND identifier <= coalesce(?3, x'')
+     ORDER BY identifier LIMIT ?4";
 
 /// One person's change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,11 +97,7 @@ impl Ledger {
         } else {
             chunk.identifiers.iter().last()
         };
-        let mut statement = self.connection.prepare_cached(
-            "SELECT identifier, member FROM member
-             WHERE cohort = ?1 AND identifier > coalesce(?2, '') AND (?3 IS NULL OR identifier <= ?3)
-             ORDER BY identifier LIMIT ?4",
-        )?;
+        let mut statement = self.connection.prepare_cached(RANGE)?;
         let mut rows = statement.query(params![
             chunk.cohort.0,
             after,
@@ -213,7 +215,6 @@ impl Ledger {
             .exists([id])?;
         let mut tally = Tally::new(id);
         for (identifier, change) in changes.iter() {
-            self.destinations[destination].note_change(identifier);
             let held = match change.was {
                 // Nothing was known of the person, so there is nothing to look up.
                 None => None,
@@ -448,5 +449,39 @@ impl Tally {
             .rows
             .entry((cohort, member, since.div_euclid(1_000)))
             .or_default() += rows;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::ledger::connect;
+
+    /// Without a bound on both sides, each piece of a full sync would walk to the cohort's end.
+    #[test]
+    fn a_piece_of_a_full_sync_reads_only_its_own_range() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = connect(&folder.path().join("ledger.db")).unwrap();
+        connection
+            .execute_batch(include_str!("../migrations/sqlite/0001_ledger.sql"))
+            .unwrap();
+        let plan: String = connection
+            .query_row(
+                &format!("EXPLAIN QUERY PLAN {RANGE}"),
+                params![1, None::<&str>, Some("b"), 10],
+                |row| row.get(3),
+            )
+            .unwrap();
+        assert!(plan.contains("identifier>? AND identifier<?"), "{plan}");
+        connection
+            .execute_batch("INSERT INTO member VALUES (1, 'a', 1), (1, 'b', 1), (1, 'c', 0)")
+            .unwrap();
+        let found = |after: Option<&str>, upto: Option<&str>| -> Vec<String> {
+            let mut statement = connection.prepare(RANGE).unwrap();
+            let rows = statement.query_map(params![1, after, upto, 10], |row| row.get(0));
+            rows.unwrap().collect::<Result<_, _>>().unwrap()
+        };
+        assert_eq!(found(None, None), ["a", "b", "c"]);
+        assert_eq!(found(Some("a"), Some("b")), ["b"]);
     }
 }

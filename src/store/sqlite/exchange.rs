@@ -180,14 +180,10 @@ impl Ledger {
         let mut left_due = None;
         for settlement in settlements {
             let identifier = &*settlement.claim.identifier;
-            let call = self.destinations[destination].in_flight.get(identifier);
-            if call.is_some_and(|call| call.changed_since) {
-                left_due = soonest(left_due, Some(now));
-            }
             for claimed in &settlement.claim.traits {
                 match &settlement.outcome {
                     Outcome::Written { may_land_late } => {
-                        let left = self.settle_written(
+                        self.settle_written(
                             destination,
                             identifier,
                             claimed,
@@ -195,7 +191,6 @@ impl Ledger {
                             now,
                             &mut tally,
                         )?;
-                        left_due = soonest(left_due, left);
                     }
                     Outcome::Retry {
                         due_at,
@@ -203,7 +198,6 @@ impl Ledger {
                         may_land_late,
                         error,
                     } => {
-                        left_due = soonest(left_due, Some(*due_at));
                         let late_until = may_land_late
                             .then(|| now + self.destinations[destination].rules.late_write_ms);
                         self.settle_retry(
@@ -218,21 +212,33 @@ impl Ledger {
                     }
                     Outcome::Unsent => {
                         self.settle_unsent(destination, identifier, claimed, &mut tally)?;
-                        left_due = soonest(left_due, Some(now));
                     }
                     Outcome::Dead { error } => {
                         self.settle_dead(destination, identifier, claimed, error, now, &mut tally)?;
                     }
                 }
             }
+            // Sweeps passed the identity over while its call was under way.
+            left_due = soonest(left_due, self.due_of(destination, identifier)?);
         }
         self.count(&tally)?;
         Ok(left_due)
     }
 
+    /// When the first row of an identity is due.
+    fn due_of(&self, destination: usize, identifier: &str) -> Result<Option<Millis>, StoreError> {
+        let state = &self.destinations[destination];
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT min(coalesce(due_at, since + ?3)) FROM pending WHERE destination = ?1 AND identifier = ?2",
+            )?
+            .query_row(params![state.id, identifier, state.rules.linger_ms], |row| row.get(0))?)
+    }
+
     /// The destination holds the value. Usually that is all; it is not where the person changed
     /// meanwhile, or where an older call may still land on top: then the row stays until that is
-    /// no longer possible. Gives back when what is left is due.
+    /// no longer possible.
     fn settle_written(
         &self,
         destination: usize,
@@ -241,7 +247,7 @@ impl Ledger {
         may_land_late: bool,
         now: Millis,
         tally: &mut Tally,
-    ) -> Result<Option<Millis>, StoreError> {
+    ) -> Result<(), StoreError> {
         let state = &self.destinations[destination];
         let key = params![state.id, identifier, claimed.cohort.0];
         let Some((member, since, sent, late_until)) = self
@@ -260,7 +266,7 @@ impl Ledger {
             .optional()?
         else {
             // The person was erased while the call was under way.
-            return Ok(None);
+            return Ok(());
         };
         let claimed_at = state
             .in_flight
@@ -280,7 +286,7 @@ impl Ledger {
                     "UPDATE pending SET due_at = ?4, late_until = ?5, attempts = 0, error = NULL WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
                 )?
                 .execute(params![state.id, identifier, claimed.cohort.0, due_at, late_until])?;
-            return Ok(due_at.or(Some(now)));
+            return Ok(());
         }
         if told.needs_write(wanted) || late_until.is_some() {
             self.connection
@@ -300,11 +306,10 @@ impl Ledger {
         } else {
             self.delete_pending(state.id, identifier, claimed.cohort)?;
         }
-        if told.needs_write(wanted) {
-            return Ok(Some(now));
+        if !told.needs_write(wanted) {
+            tally.add(claimed.cohort, member, since, -1);
         }
-        tally.add(claimed.cohort, member, since, -1);
-        Ok(due_at)
+        Ok(())
     }
 
     pub(super) fn delete_pending(
@@ -438,11 +443,7 @@ impl Ledger {
             in_flight.remove(identifier);
         }
         for claim in claims {
-            let call = InFlight {
-                claimed_at: now,
-                changed_since: false,
-            };
-            in_flight.insert(Arc::clone(&claim.identifier), call);
+            in_flight.insert(Arc::clone(&claim.identifier), InFlight { claimed_at: now });
         }
     }
 }
@@ -484,11 +485,14 @@ impl Sweep {
     fn close(&mut self) -> bool {
         let rows = std::mem::take(&mut self.rows);
         if let (Some(identifier), false, false) = (&self.last_seen, rows.is_empty(), self.busy) {
+            // A row that is only watched stays though another row of the identity is due.
+            let later = rows
+                .iter()
+                .map(|row| row.due_at)
+                .filter(|at| !is_due(*at, self.now));
+            self.next_due = soonest(self.next_due, later.min());
             if rows.iter().any(|row| is_due(row.due_at, self.now)) {
                 self.found.push((Arc::clone(identifier), rows));
-            } else {
-                let first = rows.iter().map(|row| row.due_at).min();
-                self.next_due = soonest(self.next_due, first);
             }
         }
         self.found.len() >= self.limit

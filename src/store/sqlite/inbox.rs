@@ -194,6 +194,7 @@ impl Ledger {
         }
         let became_whole =
             session.state == State::Whole && (was != State::Whole || placement != Placement::Drop);
+        self.last_session = Some((number, session));
         if !became_whole {
             return Ok(false);
         }
@@ -222,7 +223,7 @@ impl Ledger {
     }
 
     fn find_session(
-        &self,
+        &mut self,
         cohort: CohortRef,
         action: Action,
         session_id: &str,
@@ -239,11 +240,14 @@ impl Ledger {
         let Some((number, state, total)) = found else {
             return Ok(None);
         };
-        let pages = self
-            .connection
-            .prepare_cached("SELECT page, fingerprint FROM session_page WHERE session = ?1")?
-            .query_map([number.0], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect::<Result<_, _>>()?;
+        let pages = match self.last_session.take() {
+            Some((last, session)) if last == number => session.pages,
+            _ => self
+                .connection
+                .prepare_cached("SELECT page, fingerprint FROM session_page WHERE session = ?1")?
+                .query_map([number.0], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<Result<_, _>>()?,
+        };
         let session = Session {
             state: state_from(state),
             total,

@@ -8,15 +8,19 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told};
-use crate::store::{CohortRef, DestinationRules, SourceRules, StoreError};
+use crate::session::Session;
+use crate::store::{CohortRef, DestinationRules, SessionRef, SourceRules, StoreError};
 use crate::trait_key::{Naming, TraitKeyTemplate};
 
 /// Bytes of page cache of the writing connection: the inner pages of a ledger of ten million
 /// members fit, and the process stays far below its limit.
 const WRITER_CACHE_KIB: i64 = 24 * 1024;
 
-/// Frames (of 4 KiB) in the write-ahead log at which it is copied into the file: 16 MiB.
-const CHECKPOINT_FRAMES: i64 = 4_096;
+/// Bytes of the write-ahead log at which it is copied into the file.
+const CHECKPOINT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// How long the writing connection waits for a lock.
+const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The writer's state.
 pub struct Ledger {
@@ -27,6 +31,11 @@ pub struct Ledger {
     sources: HashMap<SourceName, TraitKeyTemplate>,
     cohorts: HashMap<CohortKey, CohortRef>,
     trait_keys: HashMap<CohortRef, Arc<str>>,
+    /// The session that the last page went to: a full sync has ten thousand pages, one after the
+    /// other, and reading back all held ones for each would be quadratic.
+    pub(super) last_session: Option<(SessionRef, Session)>,
+    /// Bytes of the write-ahead log at which it is next copied into the file.
+    checkpoint_at_bytes: u64,
 }
 
 /// A destination as the ledger sees it.
@@ -41,22 +50,11 @@ pub struct DestinationState {
     pub first_claim_at: Option<Millis>,
 }
 
-impl DestinationState {
-    /// Something about the person changed: where a call is under way, its end is not the end.
-    pub fn note_change(&mut self, identifier: &str) {
-        if let Some(call) = self.in_flight.get_mut(identifier) {
-            call.changed_since = true;
-        }
-    }
-}
-
 /// A call under way.
 #[derive(Clone, Copy, Debug)]
 pub struct InFlight {
     /// When it was claimed.
     pub claimed_at: Millis,
-    /// Whether the person changed after that.
-    pub changed_since: bool,
 }
 
 /// What names a cohort in Mixpanel.
@@ -73,7 +71,7 @@ pub struct CohortKey {
 /// Opens a connection with the settings that durability needs.
 pub fn connect(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open(path)?;
-    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.busy_timeout(LOCK_PATIENCE)?;
     connection.set_prepared_statement_cache_capacity(64);
     connection.execute_batch(&format!(
         // FULL: in WAL mode NORMAL does not sync on commit, and a power cut would lose an
@@ -122,6 +120,8 @@ impl Ledger {
                 .collect(),
             cohorts: HashMap::new(),
             trait_keys: HashMap::new(),
+            last_session: None,
+            checkpoint_at_bytes: CHECKPOINT_BYTES,
         })
     }
 
@@ -129,6 +129,7 @@ impl Ledger {
     pub fn forget_cached(&mut self) {
         self.cohorts.clear();
         self.trait_keys.clear();
+        self.last_session = None;
     }
 
     /// The destination of that name.
@@ -237,25 +238,35 @@ impl Ledger {
         Ok(key)
     }
 
-    /// Copies the write-ahead log into the file once it is long. Passive: it waits for nobody.
+    /// Copies the write-ahead log into the file once it is long. Waits for nobody: beside a reader
+    /// that stays (a backup, say) the log grows by as much again before the next attempt.
     pub fn keep_log_short(&mut self) {
-        let path = self.connection.path().map(|path| format!("{path}-wal"));
-        let bytes = path
-            .and_then(|path| std::fs::metadata(path).ok())
-            .map_or(0, |file| file.len());
-        if i64::try_from(bytes / 4_096).unwrap_or(0) >= CHECKPOINT_FRAMES {
+        if self.log_bytes() >= self.checkpoint_at_bytes {
             self.checkpoint();
+            self.checkpoint_at_bytes = self.log_bytes() + CHECKPOINT_BYTES;
         }
     }
 
-    /// Copies the write-ahead log into the file and starts it again.
+    fn log_bytes(&self) -> u64 {
+        self.connection
+            .path()
+            .and_then(|path| std::fs::metadata(format!("{path}-wal")).ok())
+            .map_or(0, |file| file.len())
+    }
+
+    /// Copies the write-ahead log into the file and starts it again, as far as readers let it.
     pub fn checkpoint(&mut self) {
-        // A failure (a full disk, say) leaves the log as it is: nothing is lost, the next call
+        // A failure (a full disk, say) leaves the log as it is: nothing is lost, a later call
         // tries again.
-        if let Err(error) = self
+        let copied = self
             .connection
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-        {
+            .busy_timeout(std::time::Duration::ZERO)
+            .and_then(|()| {
+                self.connection
+                    .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            })
+            .and(self.connection.busy_timeout(LOCK_PATIENCE));
+        if let Err(error) = copied {
             tracing::debug!(%error, "the write-ahead log could not be copied into the ledger");
         }
     }

@@ -39,8 +39,8 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 /// Idle read connections kept open.
 const IDLE_READERS: usize = 2;
 
-/// People made pending in one transaction of a resync: a few milliseconds.
-const RESYNC_CHUNK: usize = 2_048;
+/// People that one transaction of an operator's order is about: a few milliseconds.
+const PEOPLE_AT_ONCE: usize = 2_048;
 
 /// The SQLite store.
 pub struct SqliteStore {
@@ -125,6 +125,24 @@ impl SqliteStore {
         self.writer.write(Urgency::Work, job, |_, _| {}).await
     }
 
+    /// Repeats a job, each time in a transaction of its own, until one does less than it may; returns
+    /// how much they did.
+    async fn in_pieces<F>(&self, job: F) -> Result<u64, StoreError>
+    where
+        F: Fn(&mut Ledger) -> Result<usize, StoreError> + Send + Sync + 'static,
+    {
+        let job = Arc::new(job);
+        let mut total = 0;
+        loop {
+            let job = Arc::clone(&job);
+            let done = self.work(move |ledger| job(ledger)).await?;
+            total += done as u64;
+            if done < PEOPLE_AT_ONCE {
+                return Ok(total);
+            }
+        }
+    }
+
     async fn resync_cohort(
         &self,
         destination: usize,
@@ -137,7 +155,7 @@ impl SqliteStore {
             let from = after.take();
             let (people, last) = self
                 .work(move |ledger| {
-                    ledger.resync_some(destination, cohort, from.as_deref(), RESYNC_CHUNK, now)
+                    ledger.resync_some(destination, cohort, from.as_deref(), PEOPLE_AT_ONCE, now)
                 })
                 .await?;
             total += people;
@@ -310,12 +328,16 @@ impl Store for SqliteStore {
         filter: DeadLetterFilter,
         now: Millis,
     ) -> Result<u64, StoreError> {
-        self.work(move |ledger| ledger.retry_dead_letters(&filter, now))
+        self.in_pieces(move |ledger| ledger.retry_dead_letters(&filter, PEOPLE_AT_ONCE, now))
             .await
     }
 
-    async fn drop_dead_letters(&self, filter: DeadLetterFilter) -> Result<u64, StoreError> {
-        self.work(move |ledger| ledger.drop_dead_letters(&filter))
+    async fn drop_dead_letters(
+        &self,
+        filter: DeadLetterFilter,
+        now: Millis,
+    ) -> Result<u64, StoreError> {
+        self.in_pieces(move |ledger| ledger.drop_dead_letters(&filter, PEOPLE_AT_ONCE, now))
             .await
     }
 

@@ -54,6 +54,8 @@ CREATE TABLE session (
     applied_through TEXT                -- while it takes effect: everything up to here is done
 ) STRICT;
 CREATE UNIQUE INDEX session_by_name ON session (cohort, action, session_id) WHERE session_id IS NOT NULL;
+CREATE INDEX session_by_cohort ON session (cohort);
+CREATE INDEX session_by_state ON session (state, heard_at);
 CREATE INDEX session_whole ON session (id) WHERE state = 1;
 
 CREATE TABLE session_page (
@@ -115,3 +117,4 @@ CREATE TABLE dead_letter (
     error       TEXT NOT NULL,
     PRIMARY KEY (destination, identifier, cohort)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX dead_letter_by_cohort ON dead_letter (destination, cohort, member);
