@@ -11,8 +11,8 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 
 use crate::roster::Roster;
 
-/// Bytes of identifiers a run may have: with their spans, about 40 MiB at ten bytes each.
-const RUN_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of identifiers a run may have: with their spans, about 14 MiB at ten bytes each.
+const RUN_BYTES: usize = 8 * 1024 * 1024;
 
 /// Read-ahead of each run during the merge.
 const READ_AHEAD_BYTES: usize = 64 * 1024;

@@ -313,7 +313,7 @@ impl Ledger {
     /// Writes down that a destination does not know something.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn insert_pending(
-        &self,
+        &mut self,
         destination: i64,
         identifier: &str,
         cohort: CohortRef,
@@ -327,6 +327,16 @@ impl Ledger {
                 "INSERT INTO pending (destination, identifier, cohort, member, told, since, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
             .execute(params![destination, identifier, cohort.0, member, told_stored(told), since, late.sent, late.until])?;
+        if late.sent.is_some() {
+            // To a sweep it would look like part of a call that is under way.
+            let state = self
+                .destinations
+                .iter_mut()
+                .find(|state| state.id == destination);
+            if let Some(call) = state.and_then(|state| state.in_flight.get_mut(identifier)) {
+                call.passed_over = true;
+            }
+        }
         Ok(())
     }
 

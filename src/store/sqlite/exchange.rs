@@ -9,7 +9,7 @@ use super::apply::{Late, Tally};
 use super::ledger::{InFlight, Ledger, sent_bit, told_from, told_stored};
 use crate::backoff::is_due;
 use crate::clock::Millis;
-use crate::cohort::{Target, Told};
+use crate::cohort::{OnLeave, Target, Told};
 use crate::store::{Claim, ClaimedTrait, Claims, CohortRef, Outcome, Settlement, StoreError};
 
 /// Rows that one claim may look at: where nearly everything waits for a later time, the sweep goes
@@ -25,6 +25,14 @@ struct Row {
     attempts: u32,
     due_at: Millis,
     told: Told,
+}
+
+impl Row {
+    /// Whether a call under way for the identity carries what is wanted here.
+    fn is_being_sent(&self, on_leave: OnLeave) -> bool {
+        let wanted = Target::of(self.member, on_leave);
+        self.told == Told::Unknown && self.sent & sent_bit(wanted) != 0
+    }
 }
 
 /// The earlier of two times, where there are any.
@@ -54,8 +62,18 @@ impl Ledger {
             .iter()
             .map(|settlement| &*settlement.claim.identifier)
             .collect();
-        let (found, resume_after, next_due) =
-            self.sweep(destination, after, limit, now, &settled)?;
+        let Swept {
+            found,
+            resume_after,
+            next_due,
+            passed_over,
+        } = self.sweep(destination, after, limit, now, &settled)?;
+        let in_flight = &mut self.destinations[destination].in_flight;
+        for identifier in passed_over {
+            if let Some(call) = in_flight.get_mut(&identifier) {
+                call.passed_over = true;
+            }
+        }
         let mut claims = Vec::with_capacity(found.len());
         for (identifier, rows) in &found {
             claims.extend(self.claim(destination, identifier, rows, now)?);
@@ -68,7 +86,6 @@ impl Ledger {
     }
 
     /// Reads identities that are due, in order.
-    #[allow(clippy::type_complexity)]
     fn sweep(
         &self,
         destination: usize,
@@ -76,22 +93,22 @@ impl Ledger {
         limit: usize,
         now: Millis,
         settled: &HashSet<&str>,
-    ) -> Result<(Vec<(Arc<str>, Vec<Row>)>, Option<Arc<str>>, Option<Millis>), StoreError> {
+    ) -> Result<Swept, StoreError> {
         let state = &self.destinations[destination];
         let mut statement = self.connection.prepare_cached(
             "SELECT identifier, cohort, member, sent, late_until, attempts, due_at, since, told FROM pending
              WHERE destination = ?1 AND identifier > coalesce(?2, '') ORDER BY identifier, cohort",
         )?;
         let mut rows = statement.query(params![state.id, after])?;
-        let mut sweep = Sweep::new(limit, now);
+        let mut sweep = Sweep::new(limit, now, state.rules.on_leave);
         let mut seen = 0;
         while let Some(row) = rows.next()? {
             let identifier = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
             if !sweep.is_current(identifier) {
                 let full = sweep.close() || seen >= ROWS_A_CLAIM;
                 if full {
-                    let resume_after = sweep.last_seen.clone();
-                    return Ok((sweep.found, resume_after, sweep.next_due));
+                    sweep.swept.resume_after = sweep.last_seen;
+                    return Ok(sweep.swept);
                 }
                 // In flight, and not just settled: its settlement will bring it back.
                 let busy =
@@ -112,7 +129,7 @@ impl Ledger {
             });
         }
         sweep.close();
-        Ok((sweep.found, None, sweep.next_due))
+        Ok(sweep.swept)
     }
 
     fn claim(
@@ -180,49 +197,99 @@ impl Ledger {
         let mut left_due = None;
         for settlement in settlements {
             let identifier = &*settlement.claim.identifier;
+            let call = self.destinations[destination].in_flight.get(identifier);
+            let mut more_to_do = call.is_some_and(|call| call.passed_over);
             for claimed in &settlement.claim.traits {
-                match &settlement.outcome {
-                    Outcome::Written { may_land_late } => {
-                        self.settle_written(
-                            destination,
-                            identifier,
-                            claimed,
-                            *may_land_late,
-                            now,
-                            &mut tally,
-                        )?;
-                    }
-                    Outcome::Retry {
-                        due_at,
-                        counts,
-                        may_land_late,
-                        error,
-                    } => {
-                        let late_until = may_land_late
-                            .then(|| now + self.destinations[destination].rules.late_write_ms);
-                        self.settle_retry(
-                            destination,
-                            identifier,
-                            claimed.cohort,
-                            *due_at,
-                            *counts,
-                            late_until,
-                            error,
-                        )?;
-                    }
-                    Outcome::Unsent => {
-                        self.settle_unsent(destination, identifier, claimed, &mut tally)?;
-                    }
-                    Outcome::Dead { error } => {
-                        self.settle_dead(destination, identifier, claimed, error, now, &mut tally)?;
-                    }
-                }
+                let done = self.settle_trait(
+                    destination,
+                    identifier,
+                    claimed,
+                    &settlement.outcome,
+                    now,
+                    &mut tally,
+                )?;
+                more_to_do |= !done;
             }
-            // Sweeps passed the identity over while its call was under way.
-            left_due = soonest(left_due, self.due_of(destination, identifier)?);
+            if more_to_do {
+                left_due = soonest(left_due, self.due_of(destination, identifier)?);
+            }
         }
         self.count(&tally)?;
         Ok(left_due)
+    }
+
+    /// Settles one trait; whether its row is gone, as it nearly always is.
+    fn settle_trait(
+        &self,
+        destination: usize,
+        identifier: &str,
+        claimed: &ClaimedTrait,
+        outcome: &Outcome,
+        now: Millis,
+        tally: &mut Tally,
+    ) -> Result<bool, StoreError> {
+        match outcome {
+            Outcome::Written { may_land_late } => {
+                if !may_land_late
+                    && let Some(since) = self.delete_as_written(destination, identifier, claimed)?
+                {
+                    let member = claimed.target == Target::True;
+                    tally.add(claimed.cohort, member, since, -1);
+                    return Ok(true);
+                }
+                self.settle_written(destination, identifier, claimed, *may_land_late, now, tally)?;
+            }
+            Outcome::Retry {
+                due_at,
+                counts,
+                may_land_late,
+                error,
+            } => {
+                let late_until =
+                    may_land_late.then(|| now + self.destinations[destination].rules.late_write_ms);
+                self.settle_retry(
+                    destination,
+                    identifier,
+                    claimed.cohort,
+                    *due_at,
+                    *counts,
+                    late_until,
+                    error,
+                )?;
+            }
+            Outcome::Unsent => self.settle_unsent(destination, identifier, claimed, tally)?,
+            Outcome::Dead { error } => {
+                self.settle_dead(destination, identifier, claimed, error, now, tally)?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// The short way of [`Ledger::settle_written`], in one statement: the person did not change
+    /// meanwhile, and no other call may still land. Gives back since when the row was pending.
+    fn delete_as_written(
+        &self,
+        destination: usize,
+        identifier: &str,
+        claimed: &ClaimedTrait,
+    ) -> Result<Option<Millis>, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3
+                 AND member = ?4 AND sent = ?5 AND late_until IS NULL RETURNING since",
+            )?
+            .query_row(
+                params![
+                    self.destinations[destination].id,
+                    identifier,
+                    claimed.cohort.0,
+                    claimed.target == Target::True,
+                    sent_bit(claimed.target)
+                ],
+                |row| row.get(0),
+            )
+            .optional()?)
     }
 
     /// When the first row of an identity is due.
@@ -443,29 +510,48 @@ impl Ledger {
             in_flight.remove(identifier);
         }
         for claim in claims {
-            in_flight.insert(Arc::clone(&claim.identifier), InFlight { claimed_at: now });
+            in_flight.insert(
+                Arc::clone(&claim.identifier),
+                InFlight {
+                    claimed_at: now,
+                    passed_over: false,
+                },
+            );
         }
     }
 }
 
+/// What a sweep found.
+#[derive(Default)]
+struct Swept {
+    /// Identities that are due.
+    found: Vec<(Arc<str>, Vec<Row>)>,
+    /// Where it stopped; `None` at the end.
+    resume_after: Option<Arc<str>>,
+    /// When the first of what is not due will be.
+    next_due: Option<Millis>,
+    /// Identities with a call under way of whom there is more to say.
+    passed_over: Vec<Arc<str>>,
+}
+
 /// Groups rows by identity and keeps those that are due.
 struct Sweep {
+    swept: Swept,
     limit: usize,
     now: Millis,
-    found: Vec<(Arc<str>, Vec<Row>)>,
-    next_due: Option<Millis>,
+    on_leave: OnLeave,
     last_seen: Option<Arc<str>>,
     rows: Vec<Row>,
     busy: bool,
 }
 
 impl Sweep {
-    fn new(limit: usize, now: Millis) -> Self {
+    fn new(limit: usize, now: Millis, on_leave: OnLeave) -> Self {
         Sweep {
+            swept: Swept::default(),
             limit,
             now,
-            found: Vec::new(),
-            next_due: None,
+            on_leave,
             last_seen: None,
             rows: Vec::new(),
             busy: false,
@@ -484,17 +570,23 @@ impl Sweep {
     /// Ends the current identity; whether no more fit.
     fn close(&mut self) -> bool {
         let rows = std::mem::take(&mut self.rows);
-        if let (Some(identifier), false, false) = (&self.last_seen, rows.is_empty(), self.busy) {
+        if let Some(identifier) = self.last_seen.as_ref().filter(|_| !rows.is_empty()) {
+            if self.busy {
+                if rows.iter().any(|row| !row.is_being_sent(self.on_leave)) {
+                    self.swept.passed_over.push(Arc::clone(identifier));
+                }
+                return false;
+            }
             // A row that is only watched stays though another row of the identity is due.
             let later = rows
                 .iter()
                 .map(|row| row.due_at)
                 .filter(|at| !is_due(*at, self.now));
-            self.next_due = soonest(self.next_due, later.min());
+            self.swept.next_due = soonest(self.swept.next_due, later.min());
             if rows.iter().any(|row| is_due(row.due_at, self.now)) {
-                self.found.push((Arc::clone(identifier), rows));
+                self.swept.found.push((Arc::clone(identifier), rows));
             }
         }
-        self.found.len() >= self.limit
+        self.swept.found.len() >= self.limit
     }
 }

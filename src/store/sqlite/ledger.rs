@@ -55,6 +55,8 @@ pub struct DestinationState {
 pub struct InFlight {
     /// When it was claimed.
     pub claimed_at: Millis,
+    /// A sweep found more to do for the identity and had to pass it over.
+    pub passed_over: bool,
 }
 
 /// What names a cohort in Mixpanel.
