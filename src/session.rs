@@ -11,7 +11,8 @@
 //! | another `total_pages` | the latest counts; held pages stay |
 //! | the last missing page | the session is whole: it takes effect |
 //! | a change after it took effect | it is open again, and takes effect again when it is whole |
-//! | a page of a session that a newer one superseded, or that expired | nothing: its state of the world is older than what is known |
+//! | a page of a session that a newer one superseded | nothing: its state of the world is older than what is known |
+//! | a page of a session that expired | it begins the session again, from nothing |
 //!
 //! Why not 'the highest page number is there': pages are lost, repeated and reordered, and a full
 //! sync with a hole in it proves nothing about who left.

@@ -9,6 +9,8 @@ mod front_door;
 mod kills;
 mod ledger;
 mod ledger_model;
+mod mixpanel;
 mod operations;
 mod sessions;
+mod simulation;
 mod support;

@@ -154,6 +154,7 @@ impl Ledger {
         info: PageInfo,
         now: Millis,
     ) -> Result<bool, StoreError> {
+        self.forget_expired(cohort, waiting, session_id)?;
         let (number, mut session) = match self.find_session(cohort, waiting.action, session_id)? {
             Some(found) => found,
             None => {
@@ -219,6 +220,28 @@ impl Ledger {
         for older in ended {
             tracing::debug!(session = older, "session is over: a newer one began");
         }
+        Ok(())
+    }
+
+    /// An export that starts again after its session expired may keep its id; its pages are news.
+    fn forget_expired(
+        &self,
+        cohort: CohortRef,
+        waiting: &Waiting,
+        session_id: &str,
+    ) -> Result<(), StoreError> {
+        let silent_since = waiting.received_at - millis(SESSION_EXPIRES);
+        self.connection
+            .prepare_cached(
+                "UPDATE session SET session_id = NULL
+                 WHERE cohort = ?1 AND action = ?2 AND session_id = ?3 AND state = 3 AND heard_at < ?4",
+            )?
+            .execute(params![
+                cohort.0,
+                waiting.action.as_str(),
+                session_id,
+                silent_since
+            ])?;
         Ok(())
     }
 
