@@ -8,7 +8,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -30,6 +31,10 @@ pub use fault::{Call, Fault};
 pub use traffic::Endpoint;
 use world::World;
 pub use world::{Environment, Switch};
+
+/// How often a stand-in that goes down looks whether its port is closed: far more often than it needs,
+/// and not for ever, since somebody else may have taken the port.
+const LOOKS_AT_A_CLOSED_PORT: usize = 10_000;
 
 /// How a stand-in is started.
 #[derive(Clone, Debug)]
@@ -96,9 +101,17 @@ impl StandIn {
     pub async fn stop(&self) {
         let running = lock(&self.running).take();
         if let Some(running) = running {
+            // The server's threads end in their own time; nothing is answered from here on.
+            self.world.down.store(true, Ordering::SeqCst);
             running.handle.stop(false).await;
             // Resolves, or fails, when the thread has let go of the port.
             let _ = running.ended.await;
+            for _ in 0..LOOKS_AT_A_CLOSED_PORT {
+                if TcpStream::connect(self.address).is_err() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
         }
     }
 
@@ -110,6 +123,7 @@ impl StandIn {
     pub fn resume(&self) -> io::Result<()> {
         let mut running = lock(&self.running);
         if running.is_none() {
+            self.world.down.store(false, Ordering::SeqCst);
             *running = Some(serve(self.address.port(), &self.options, self.world.clone())?.0);
         }
         Ok(())

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 use actix_web::dev::Extensions;
 use actix_web::http::header::{self, HeaderMap, HeaderName};
@@ -44,6 +45,9 @@ pub(super) async fn handle(
     payload: Payload,
     world: Data<World>,
 ) -> HttpResponse {
+    if world.down.load(Ordering::SeqCst) {
+        return cut(&request, b"");
+    }
     let body = read(payload).await;
     let ask = ask(&request, body);
     let endpoint = ask.endpoint();

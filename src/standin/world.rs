@@ -99,6 +99,8 @@ pub(super) struct World {
     pub environments: Vec<LiveEnvironment>,
     pub faults: Faults,
     pub traffic: Traffic,
+    /// It is down, or about to be: nothing is answered.
+    pub down: AtomicBool,
     late: Mutex<Vec<Ask<'static>>>,
 }
 
@@ -112,6 +114,7 @@ impl World {
             faults: Faults::default(),
             traffic: Traffic::default(),
             late: Mutex::default(),
+            down: AtomicBool::new(false),
         }
     }
 

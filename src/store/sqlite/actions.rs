@@ -2,8 +2,8 @@
 
 use rusqlite::params;
 
-use super::apply::{Late, Tally};
 use super::ledger::Ledger;
+use super::pending::{Late, Tally};
 use crate::clock::Millis;
 use crate::cohort::{SourceName, Target, Told};
 use crate::store::{CohortRef, DeadLetterFilter, StoreError};

@@ -1,14 +1,11 @@
 //! Making a whole session true: who is a member, and what each destination therefore does not
 //! know yet.
 
-use std::collections::BTreeMap;
-
 use rusqlite::{OptionalExtension, params};
 
-use super::inbox::effect_from;
-use super::ledger::{Ledger, settled, told_from, told_stored};
+use super::ledger::Ledger;
+use super::sessions::effect_from;
 use crate::clock::Millis;
-use crate::cohort::{OnLeave, Target, Told};
 use crate::store::{Applied, Chunk, CohortRef, Effect, SessionRef, StoreError, WholeSession};
 
 /// Rows of the ledger that one chunk may look at. Replacing ten million by nobody must not become
@@ -23,10 +20,10 @@ const RANGE: &str = "SELECT identifier, member FROM member
 
 /// One person's change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Change {
-    member: bool,
+pub(super) struct Change {
+    pub(super) member: bool,
     /// What the ledger said before: `None` where it knew nothing.
-    was: Option<bool>,
+    pub(super) was: Option<bool>,
 }
 
 impl Ledger {
@@ -199,227 +196,11 @@ impl Ledger {
             .execute(params![cohort.0, members, leavers])?;
         Ok(())
     }
-
-    fn change_pending(
-        &mut self,
-        destination: usize,
-        cohort: CohortRef,
-        changes: &Changes,
-        now: Millis,
-    ) -> Result<(), StoreError> {
-        let state = &self.destinations[destination];
-        let (id, on_leave) = (state.id, state.rules.on_leave);
-        let has_dead = self
-            .connection
-            .prepare_cached("SELECT 1 FROM dead_letter WHERE destination = ?1 LIMIT 1")?
-            .exists([id])?;
-        let mut tally = Tally::new(id);
-        for (identifier, change) in changes.iter() {
-            let held = match change.was {
-                // Nothing was known of the person, so there is nothing to look up.
-                None => None,
-                Some(_) => self.pending_row(id, identifier, cohort)?,
-            };
-            let dead = if has_dead {
-                self.take_dead(id, identifier, cohort)?
-            } else {
-                None
-            };
-            match held {
-                Some(held) => {
-                    self.change_held(id, identifier, cohort, *change, held, on_leave, &mut tally)?
-                }
-                None => {
-                    let told = match dead {
-                        Some(_) => Told::Unknown,
-                        None => told_before(*change, on_leave),
-                    };
-                    if told.needs_write(Target::of(change.member, on_leave)) {
-                        let late = dead.unwrap_or_default();
-                        self.insert_pending(
-                            id,
-                            identifier,
-                            cohort,
-                            change.member,
-                            told,
-                            late,
-                            now,
-                        )?;
-                        tally.add(cohort, change.member, now, 1);
-                    }
-                }
-            }
-        }
-        self.count(&tally)
-    }
-
-    /// The person changes again before the destination heard of the last change.
-    #[allow(clippy::too_many_arguments)]
-    fn change_held(
-        &self,
-        destination: i64,
-        identifier: &str,
-        cohort: CohortRef,
-        change: Change,
-        held: Held,
-        on_leave: OnLeave,
-        tally: &mut Tally,
-    ) -> Result<(), StoreError> {
-        let needs_write = held.told.needs_write(Target::of(change.member, on_leave));
-        if held.told.needs_write(Target::of(held.member, on_leave)) {
-            tally.add(cohort, held.member, held.since, -1);
-        }
-        if needs_write {
-            tally.add(cohort, change.member, held.since, 1);
-        }
-        if needs_write || held.late_until.is_some() {
-            // A change goes out at once, but where the last call failed; a value that is right
-            // already waits for the end of its watch.
-            let watched_until = held.late_until.filter(|_| !needs_write);
-            self.connection
-                .prepare_cached(
-                    "UPDATE pending SET member = ?4, due_at = CASE WHEN error IS NULL THEN ?5 ELSE due_at END
-                     WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
-                )?
-                .execute(params![destination, identifier, cohort.0, change.member, watched_until])?;
-        } else {
-            self.delete_pending(destination, identifier, cohort)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn pending_row(
-        &self,
-        destination: i64,
-        identifier: &str,
-        cohort: CohortRef,
-    ) -> Result<Option<Held>, StoreError> {
-        Ok(self
-            .connection
-            .prepare_cached(
-                "SELECT member, told, since, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
-            )?
-            .query_row(params![destination, identifier, cohort.0], |row| {
-                Ok(Held {
-                    member: row.get(0)?,
-                    told: told_from(row.get(1)?),
-                    since: row.get(2)?,
-                    late_until: row.get(3)?,
-                })
-            })
-            .optional()?)
-    }
-
-    /// Writes down that a destination does not know something.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn insert_pending(
-        &mut self,
-        destination: i64,
-        identifier: &str,
-        cohort: CohortRef,
-        member: bool,
-        told: Told,
-        late: Late,
-        since: Millis,
-    ) -> Result<(), StoreError> {
-        self.connection
-            .prepare_cached(
-                "INSERT INTO pending (destination, identifier, cohort, member, told, since, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            )?
-            .execute(params![destination, identifier, cohort.0, member, told_stored(told), since, late.sent, late.until])?;
-        if late.sent.is_some() {
-            // To a sweep it would look like part of a call that is under way.
-            let state = self
-                .destinations
-                .iter_mut()
-                .find(|state| state.id == destination);
-            if let Some(call) = state.and_then(|state| state.in_flight.get_mut(identifier)) {
-                call.passed_over = true;
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn take_dead(
-        &self,
-        destination: i64,
-        identifier: &str,
-        cohort: CohortRef,
-    ) -> Result<Option<Late>, StoreError> {
-        Ok(self
-            .connection
-            .prepare_cached(
-                "DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3 RETURNING sent, late_until",
-            )?
-            .query_row(params![destination, identifier, cohort.0], |row| {
-                Ok(Late {
-                    sent: row.get(0)?,
-                    until: row.get(1)?,
-                })
-            })
-            .optional()?)
-    }
-
-    /// Brings the counts of `backlog` into step.
-    pub(super) fn count(&self, tally: &Tally) -> Result<(), StoreError> {
-        let mut add = self.connection.prepare_cached(
-            "INSERT INTO backlog (destination, cohort, member, since_seconds, rows) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT DO UPDATE SET rows = rows + excluded.rows",
-        )?;
-        let mut drop_empty = self.connection.prepare_cached(
-            "DELETE FROM backlog WHERE destination = ?1 AND cohort = ?2 AND member = ?3 AND since_seconds = ?4 AND rows <= 0",
-        )?;
-        for ((cohort, member, since_seconds), rows) in &tally.rows {
-            if *rows == 0 {
-                continue;
-            }
-            add.execute(params![
-                tally.destination,
-                cohort.0,
-                member,
-                since_seconds,
-                rows
-            ])?;
-            if *rows < 0 {
-                drop_empty.execute(params![tally.destination, cohort.0, member, since_seconds])?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What the destination knew before a change, where nothing is pending.
-fn told_before(change: Change, on_leave: OnLeave) -> Told {
-    match (change.was, change.member) {
-        (Some(was), _) => settled(was, on_leave),
-        // Somebody new: there is no such trait yet.
-        (None, true) => Told::Known(Target::Absent),
-        // A leaver of whom nothing is known: the ledger that made the trait may have been lost.
-        (None, false) => Told::Unknown,
-    }
-}
-
-/// What calls without a known end may still bring about.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Late {
-    /// The bits of the states sent.
-    pub(super) sent: Option<i64>,
-    /// Until when they may.
-    pub(super) until: Option<Millis>,
-}
-
-/// A `pending` row, as far as a change needs it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    pub(super) member: bool,
-    pub(super) told: Told,
-    pub(super) since: Millis,
-    late_until: Option<Millis>,
 }
 
 /// Changes in identifier order, their identifiers in one piece of memory.
 #[derive(Default)]
-struct Changes {
+pub(super) struct Changes {
     identifiers: String,
     changes: Vec<(usize, Change)>,
 }
@@ -430,35 +211,13 @@ impl Changes {
         self.changes.push((self.identifiers.len(), change));
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&str, &Change)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Change)> {
         let mut start = 0;
         self.changes.iter().map(move |(end, change)| {
             let identifier = &self.identifiers[start..*end];
             start = *end;
             (identifier, change)
         })
-    }
-}
-
-/// Differences of `backlog`'s counts, gathered over one transaction.
-pub(super) struct Tally {
-    destination: i64,
-    rows: BTreeMap<(CohortRef, bool, i64), i64>,
-}
-
-impl Tally {
-    pub(super) fn new(destination: i64) -> Self {
-        Tally {
-            destination,
-            rows: BTreeMap::new(),
-        }
-    }
-
-    pub(super) fn add(&mut self, cohort: CohortRef, member: bool, since: Millis, rows: i64) {
-        *self
-            .rows
-            .entry((cohort, member, since.div_euclid(1_000)))
-            .or_default() += rows;
     }
 }
 

@@ -1,0 +1,244 @@
+//! The callers: one call an identity, and what its answer means for the identity and the destination.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{DESK_LOW, Dispatch, SETTLE_AT};
+use crate::backoff::delay_before;
+use crate::clock::millis;
+use crate::config::BlankEcho;
+use crate::flagsmith::{BlankVerdict, Disposition, Scope};
+use crate::gate::{Gate, Signal};
+use crate::metrics::WriteOutcome;
+use crate::status::DestinationState;
+use crate::store::{Claim, Outcome, Settlement};
+
+/// Failures of one identity, while others succeed, after which it is a dead letter: about two
+/// minutes of waiting. Flagsmith answers 500 to some identities for ever.
+pub const ATTEMPTS: u32 = 8;
+
+/// Why a blank answer that nothing can judge stops delivery.
+const BLANK_ECHO: &str = "Flagsmith's answers show no traits, and this Flagsmith has no traits/bulk/ to tell why: \
+     either the key may not set traits (use a server-side key), or the environment hides sensitive data \
+     (then set COHORT_BRIDGE_BLANK_ECHO=stored)";
+
+impl Dispatch {
+    pub(super) async fn call_on_and_on(self: Arc<Self>) {
+        while let Some(claim) = self.next_claim().await {
+            let (outcome, signal) = self.deliver(&claim).await;
+            self.ended(claim, outcome, signal);
+        }
+    }
+
+    /// The next identity to call for; `None` when the desk is closing.
+    async fn next_claim(&self) -> Option<Claim> {
+        loop {
+            // Registered before looking, so that no wake-up is missed.
+            let woken = self.work.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            {
+                let mut desk = self.desk();
+                if desk.closing {
+                    return None;
+                }
+                if desk.calling < desk.gate.limit(self.clock.now())
+                    && let Some(claim) = desk.waiting.pop_front()
+                {
+                    desk.calling += 1;
+                    self.health.set_in_flight(desk.calling);
+                    if desk.waiting.len() == DESK_LOW {
+                        self.news.notify_one();
+                    }
+                    return Some(claim);
+                }
+            }
+            woken.await;
+        }
+    }
+
+    fn ended(&self, claim: Claim, outcome: Outcome, signal: Signal) {
+        let traits = claim.traits.len() as u64;
+        let mut desk = self.desk();
+        let now = self.clock.now();
+        desk.calling -= 1;
+        self.health.set_in_flight(desk.calling);
+        let outcome = match outcome {
+            Outcome::Retry {
+                due_at,
+                counts,
+                may_land_late,
+                error,
+            } => {
+                let counts = counts && desk.gate.failures_count();
+                if counts && claim.attempts + 1 >= ATTEMPTS {
+                    Outcome::Dead { error }
+                } else {
+                    Outcome::Retry {
+                        due_at,
+                        counts,
+                        may_land_late,
+                        error,
+                    }
+                }
+            }
+            ended => ended,
+        };
+        let was_open = desk.gate.is_open();
+        let limit = desk.gate.limit(now);
+        desk.record(signal, now);
+        let grew = desk.gate.limit(now) > limit;
+        self.tell(&claim, &outcome, &desk.gate);
+        self.metrics
+            .traits_settled(metric_of(&outcome, &desk.gate), traits);
+        desk.ended.push(Settlement { claim, outcome });
+        let clerk_needed = desk.ended.len() >= SETTLE_AT
+            || desk.waiting.is_empty()
+            || was_open != desk.gate.is_open();
+        drop(desk);
+        if clerk_needed {
+            self.news.notify_one();
+        }
+        if grew {
+            self.work.notify_waiters();
+        }
+    }
+
+    fn tell(&self, claim: &Claim, outcome: &Outcome, gate: &Gate) {
+        if let Outcome::Dead { error } = outcome {
+            tracing::warn!(
+                destination = %self.destination.name,
+                identity = %self.hash.of(&claim.identifier),
+                %error,
+                "dead letter: this identity cannot be written"
+            );
+        }
+        self.tell_state(gate.state());
+    }
+
+    async fn deliver(&self, claim: &Claim) -> (Outcome, Signal) {
+        let traits: Vec<_> = claim
+            .traits
+            .iter()
+            .map(|claimed| (&*claimed.trait_key, claimed.target))
+            .collect();
+        let disposition = self.client.write(&claim.identifier, &traits).await;
+        match disposition {
+            Disposition::Written { may_land_late } => written(may_land_late),
+            Disposition::BlankEcho { may_land_late } => {
+                self.judge_blank_echo(claim, may_land_late).await
+            }
+            Disposition::Later {
+                scope,
+                retry_after,
+                may_land_late,
+                error,
+            } => self.later(
+                claim,
+                scope == Scope::Identity,
+                retry_after,
+                may_land_late,
+                error.into(),
+            ),
+            Disposition::NotStored { error } => self.later(claim, true, None, false, error.into()),
+            // The identity is to blame, and the destination answered.
+            Disposition::Refused { error } => (
+                Outcome::Dead {
+                    error: error.into(),
+                },
+                Signal::Success,
+            ),
+            Disposition::Halt { reason } => self.halted(reason.into()),
+        }
+    }
+
+    async fn judge_blank_echo(&self, claim: &Claim, may_land_late: bool) -> (Outcome, Signal) {
+        if self.blank_is_stored.load(Ordering::Relaxed) {
+            return written(may_land_late);
+        }
+        let set = claim.traits.iter().find_map(|claimed| {
+            let value = claimed.target.trait_value()?;
+            Some((&*claimed.trait_key, value))
+        });
+        // Only a call that sets something can have a blank echo.
+        let Some((trait_key, value)) = set else {
+            return written(may_land_late);
+        };
+        match self
+            .client
+            .judge_blank_echo(&claim.identifier, trait_key, value)
+            .await
+        {
+            BlankVerdict::Stored => {
+                self.blank_is_stored.store(true, Ordering::Relaxed);
+                tracing::info!(destination = %self.destination.name, "the environment hides sensitive data: blank answers are taken as written");
+                written(may_land_late)
+            }
+            BlankVerdict::NotStored { reason } => self.halted(reason.into()),
+            BlankVerdict::Unavailable => match self.destination.blank_echo {
+                BlankEcho::Stored => written(may_land_late),
+                BlankEcho::Halt => self.halted(BLANK_ECHO.into()),
+            },
+            BlankVerdict::Later {
+                retry_after,
+                may_land_late,
+                error,
+            } => self.later(claim, true, retry_after, may_land_late, error.into()),
+        }
+    }
+
+    fn later(
+        &self,
+        claim: &Claim,
+        counts: bool,
+        advised: Option<std::time::Duration>,
+        may_land_late: bool,
+        error: Arc<str>,
+    ) -> (Outcome, Signal) {
+        let wait = delay_before(claim.attempts + 1, advised, fastrand::f64());
+        let outcome = Outcome::Retry {
+            due_at: self.clock.now() + millis(wait),
+            counts,
+            may_land_late,
+            error: Arc::clone(&error),
+        };
+        (
+            outcome,
+            Signal::Failure {
+                advised,
+                reason: error,
+            },
+        )
+    }
+
+    fn halted(&self, reason: Arc<str>) -> (Outcome, Signal) {
+        let outcome = Outcome::Retry {
+            due_at: self.clock.now(),
+            counts: false,
+            may_land_late: false,
+            error: Arc::clone(&reason),
+        };
+        (
+            outcome,
+            Signal::Halt {
+                reason,
+                canary: false,
+            },
+        )
+    }
+}
+
+fn written(may_land_late: bool) -> (Outcome, Signal) {
+    (Outcome::Written { may_land_late }, Signal::Success)
+}
+
+fn metric_of(outcome: &Outcome, gate: &Gate) -> WriteOutcome {
+    match outcome {
+        Outcome::Written { .. } => WriteOutcome::Written,
+        Outcome::Dead { .. } => WriteOutcome::Dead,
+        Outcome::Retry { .. } if matches!(gate.state(), DestinationState::Halted { .. }) => {
+            WriteOutcome::Halted
+        }
+        Outcome::Retry { .. } | Outcome::Unsent => WriteOutcome::Retry,
+    }
+}

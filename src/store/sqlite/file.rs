@@ -1,0 +1,127 @@
+//! The ledger's file: its schema, its secrets, and who may have it open.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::store::StoreError;
+
+/// Migrations, in order; the file's `user_version` says how many it has had.
+const MIGRATIONS: [&str; 1] = [include_str!("../migrations/sqlite/0001_ledger.sql")];
+
+/// The schema version of a ledger that may be in use; `None` where there is no file.
+pub fn schema_version(path: &Path) -> Result<Option<i64>, StoreError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let connection = connect_reader(path)?;
+    Ok(Some(user_version(&connection)?))
+}
+
+pub(super) fn connect_reader(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    Ok(connection)
+}
+
+fn user_version(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
+}
+
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let found = user_version(connection)?;
+    let known = MIGRATIONS.len() as i64;
+    if found > known {
+        return Err(StoreError::Newer { found, known });
+    }
+    for (number, migration) in (1_i64..).zip(MIGRATIONS) {
+        if number > found {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(migration)?;
+            transaction.pragma_update(None, "user_version", number)?;
+            transaction.commit()?;
+        }
+    }
+    Ok(())
+}
+
+/// 32 random bytes, made once for a ledger.
+pub(super) fn secret(connection: &Connection, name: &str) -> Result<[u8; 32], StoreError> {
+    let mut fresh = [0_u8; 32];
+    getrandom::fill(&mut fresh).map_err(|error| StoreError::Failed(error.to_string()))?;
+    connection.execute(
+        "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING",
+        rusqlite::params![name, &fresh[..]],
+    )?;
+    Ok(
+        connection.query_row("SELECT value FROM meta WHERE key = ?1", [name], |row| {
+            row.get(0)
+        })?,
+    )
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Creates the ledger so that only its owner can read who is in which cohort; SQLite gives the
+/// files beside it the same mode.
+pub(super) fn make_private(path: &Path) -> Result<(), StoreError> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+        .map_err(|source| StoreError::Io {
+            path: path.display().to_string(),
+            source,
+        })
+}
+
+/// One process a ledger. A lock on a file beside it: closing any handle of the ledger itself would
+/// drop the locks that SQLite holds on it.
+pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
+    let lock_path = path.with_added_extension("lock");
+    let io = |source| StoreError::Io {
+        path: lock_path.display().to_string(),
+        source,
+    };
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&lock_path)
+        .map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            let holder = holder.trim();
+            return Err(StoreError::InUse {
+                path: path.display().to_string(),
+                holder: if holder.is_empty() {
+                    String::new()
+                } else {
+                    format!(" (process {holder})")
+                },
+            });
+        }
+        Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),
+    }
+    // Only for the message above; a full disk must not keep the service from starting.
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}

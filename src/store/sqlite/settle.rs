@@ -1,0 +1,324 @@
+//! Settling calls that ended: what was proved is known, the rest is asserted again.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::exchange::soonest;
+use super::ledger::{Ledger, sent_bit, told_stored};
+use super::pending::{Late, Tally};
+use crate::backoff::is_due;
+use crate::clock::Millis;
+use crate::cohort::{Target, Told};
+use crate::store::{ClaimedTrait, CohortRef, Outcome, Settlement, StoreError};
+
+impl Ledger {
+    /// Settles calls; gives back when the first of what is left of them is due.
+    pub(super) fn settle(
+        &mut self,
+        destination: usize,
+        settlements: &[Settlement],
+        now: Millis,
+    ) -> Result<Option<Millis>, StoreError> {
+        let mut tally = Tally::new(self.destinations[destination].id);
+        let mut left_due = None;
+        for settlement in settlements {
+            let identifier = &*settlement.claim.identifier;
+            let call = self.destinations[destination].in_flight.get(identifier);
+            let mut more_to_do = call.is_some_and(|call| call.passed_over);
+            for claimed in &settlement.claim.traits {
+                let done = self.settle_trait(
+                    destination,
+                    identifier,
+                    claimed,
+                    &settlement.outcome,
+                    now,
+                    &mut tally,
+                )?;
+                more_to_do |= !done;
+            }
+            if more_to_do {
+                left_due = soonest(left_due, self.due_of(destination, identifier)?);
+            }
+        }
+        self.count(&tally)?;
+        Ok(left_due)
+    }
+
+    /// Settles one trait; whether its row is gone, as it nearly always is.
+    fn settle_trait(
+        &self,
+        destination: usize,
+        identifier: &str,
+        claimed: &ClaimedTrait,
+        outcome: &Outcome,
+        now: Millis,
+        tally: &mut Tally,
+    ) -> Result<bool, StoreError> {
+        match outcome {
+            Outcome::Written { may_land_late } => {
+                if !may_land_late
+                    && let Some(since) = self.delete_as_written(destination, identifier, claimed)?
+                {
+                    let member = claimed.target == Target::True;
+                    tally.add(claimed.cohort, member, since, -1);
+                    return Ok(true);
+                }
+                self.settle_written(destination, identifier, claimed, *may_land_late, now, tally)?;
+            }
+            Outcome::Retry {
+                due_at,
+                counts,
+                may_land_late,
+                error,
+            } => {
+                let late_until =
+                    may_land_late.then(|| now + self.destinations[destination].rules.late_write_ms);
+                self.settle_retry(
+                    destination,
+                    identifier,
+                    claimed.cohort,
+                    *due_at,
+                    *counts,
+                    late_until,
+                    error,
+                )?;
+            }
+            Outcome::Unsent => self.settle_unsent(destination, identifier, claimed, tally)?,
+            Outcome::Dead { error } => {
+                self.settle_dead(destination, identifier, claimed, error, now, tally)?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// The short way of [`Ledger::settle_written`], in one statement: the person did not change
+    /// meanwhile, and no other call may still land. Gives back since when the row was pending.
+    fn delete_as_written(
+        &self,
+        destination: usize,
+        identifier: &str,
+        claimed: &ClaimedTrait,
+    ) -> Result<Option<Millis>, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3
+                 AND member = ?4 AND sent = ?5 AND late_until IS NULL RETURNING since",
+            )?
+            .query_row(
+                params![
+                    self.destinations[destination].id,
+                    identifier,
+                    claimed.cohort.0,
+                    claimed.target == Target::True,
+                    sent_bit(claimed.target)
+                ],
+                |row| row.get(0),
+            )
+            .optional()?)
+    }
+
+    /// When the first row of an identity is due.
+    fn due_of(&self, destination: usize, identifier: &str) -> Result<Option<Millis>, StoreError> {
+        let state = &self.destinations[destination];
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT min(coalesce(due_at, since + ?3)) FROM pending WHERE destination = ?1 AND identifier = ?2",
+            )?
+            .query_row(params![state.id, identifier, state.rules.linger_ms], |row| row.get(0))?)
+    }
+
+    /// The destination holds the value. Usually that is all; it is not where the person changed
+    /// meanwhile, or where an older call may still land on top: then the row stays until that is
+    /// no longer possible.
+    fn settle_written(
+        &self,
+        destination: usize,
+        identifier: &str,
+        claimed: &ClaimedTrait,
+        may_land_late: bool,
+        now: Millis,
+        tally: &mut Tally,
+    ) -> Result<(), StoreError> {
+        let state = &self.destinations[destination];
+        let key = params![state.id, identifier, claimed.cohort.0];
+        let Some((member, since, sent, late_until)) = self
+            .connection
+            .prepare_cached(
+                "SELECT member, since, sent, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+            )?
+            .query_row(key, |row| {
+                Ok((
+                    row.get::<_, bool>(0)?,
+                    row.get::<_, Millis>(1)?,
+                    row.get::<_, Option<i64>>(2)?.unwrap_or(0),
+                    row.get::<_, Option<Millis>>(3)?,
+                ))
+            })
+            .optional()?
+        else {
+            // The person was erased while the call was under way.
+            return Ok(());
+        };
+        let claimed_at = state
+            .in_flight
+            .get(identifier)
+            .map_or(now, |call| call.claimed_at);
+        let late_until = late_until
+            .filter(|until| !is_due(*until, claimed_at))
+            .max(may_land_late.then(|| now + state.rules.late_write_ms));
+        let told = Told::Known(claimed.target);
+        let wanted = Target::of(member, state.rules.on_leave);
+        // What is wanted by now goes out at once; what only has to be looked at again waits.
+        let due_at = late_until.filter(|_| !told.needs_write(wanted));
+        let overwritable = late_until.is_some() && sent & !sent_bit(claimed.target) != 0;
+        if overwritable {
+            self.connection
+                .prepare_cached(
+                    "UPDATE pending SET due_at = ?4, late_until = ?5, attempts = 0, error = NULL WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                )?
+                .execute(params![state.id, identifier, claimed.cohort.0, due_at, late_until])?;
+            return Ok(());
+        }
+        if told.needs_write(wanted) || late_until.is_some() {
+            self.connection
+                .prepare_cached(
+                    "UPDATE pending SET told = ?4, sent = ?5, late_until = ?6, due_at = ?7, attempts = 0, error = NULL
+                     WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                )?
+                .execute(params![
+                    state.id,
+                    identifier,
+                    claimed.cohort.0,
+                    told_stored(told),
+                    late_until.map(|_| sent_bit(claimed.target)),
+                    late_until,
+                    due_at,
+                ])?;
+        } else {
+            self.delete_pending(state.id, identifier, claimed.cohort)?;
+        }
+        if !told.needs_write(wanted) {
+            tally.add(claimed.cohort, member, since, -1);
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_pending(
+        &self,
+        destination: i64,
+        identifier: &str,
+        cohort: CohortRef,
+    ) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+            )?
+            .execute(params![destination, identifier, cohort.0])?;
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn settle_retry(
+        &self,
+        destination: usize,
+        identifier: &str,
+        cohort: CohortRef,
+        due_at: Millis,
+        counts: bool,
+        late_until: Option<Millis>,
+        error: &str,
+    ) -> Result<(), StoreError> {
+        // Where this call left nothing behind and none before it did, nothing can land late.
+        self.connection
+            .prepare_cached(
+                "UPDATE pending SET due_at = ?4, attempts = attempts + ?5, error = ?6,
+                        late_until = coalesce(?7, late_until),
+                        sent = CASE WHEN coalesce(?7, late_until) IS NULL THEN NULL ELSE sent END
+                 WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+            )?
+            .execute(params![
+                self.destinations[destination].id,
+                identifier,
+                cohort.0,
+                due_at,
+                counts,
+                error,
+                late_until
+            ])?;
+        Ok(())
+    }
+
+    /// No call was made, so what was known is known again.
+    fn settle_unsent(
+        &self,
+        destination: usize,
+        identifier: &str,
+        claimed: &ClaimedTrait,
+        tally: &mut Tally,
+    ) -> Result<(), StoreError> {
+        let state = &self.destinations[destination];
+        let left = self
+            .connection
+            .prepare_cached(
+                "UPDATE pending SET told = ?4,
+                        sent = CASE WHEN ?4 IS NOT NULL AND late_until IS NULL THEN NULL ELSE sent END
+                 WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3
+                 RETURNING member, since",
+            )?
+            .query_row(
+                params![
+                    state.id,
+                    identifier,
+                    claimed.cohort.0,
+                    told_stored(claimed.told)
+                ],
+                |row| Ok((row.get::<_, bool>(0)?, row.get::<_, Millis>(1)?)),
+            )
+            .optional()?;
+        if let Some((member, since)) = left {
+            // The person changed back meanwhile: there is nothing left to say.
+            if !claimed
+                .told
+                .needs_write(Target::of(member, state.rules.on_leave))
+            {
+                tally.add(claimed.cohort, member, since, -1);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_dead(
+        &self,
+        destination: usize,
+        identifier: &str,
+        claimed: &ClaimedTrait,
+        error: &str,
+        now: Millis,
+        tally: &mut Tally,
+    ) -> Result<(), StoreError> {
+        let id = self.destinations[destination].id;
+        let removed = self
+            .connection
+            .prepare_cached(
+                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3 RETURNING member, since, sent, late_until",
+            )?
+            .query_row(params![id, identifier, claimed.cohort.0], |row| {
+                let late = Late {
+                    sent: row.get(2)?,
+                    until: row.get(3)?,
+                };
+                Ok((row.get::<_, bool>(0)?, row.get::<_, Millis>(1)?, late))
+            })
+            .optional()?;
+        if let Some((member, since, late)) = removed {
+            tally.add(claimed.cohort, member, since, -1);
+            self.connection
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO dead_letter (destination, identifier, cohort, member, since, error, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                )?
+                .execute(params![id, identifier, claimed.cohort.0, member, now, error, late.sent, late.until])?;
+        }
+        Ok(())
+    }
+}

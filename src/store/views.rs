@@ -1,0 +1,130 @@
+//! What the store shows to people, by way of the admin API.
+
+use std::sync::Arc;
+
+use crate::clock::Millis;
+use crate::cohort::{Action, DestinationName, SourceName};
+
+/// A cohort as the admin API shows it.
+#[derive(Clone, Debug)]
+pub struct CohortView {
+    /// Its source.
+    pub source: SourceName,
+    /// Mixpanel's id.
+    pub cohort_id: String,
+    /// Mixpanel's project.
+    pub project_id: String,
+    /// The name last heard.
+    pub name: String,
+    /// Fixed at first sight.
+    pub trait_key: Arc<str>,
+    /// People in it.
+    pub members: u64,
+    /// People known to have left it.
+    pub left: u64,
+    /// When a page of it last arrived.
+    pub last_heard_at: Millis,
+    /// The session last heard.
+    pub session: Option<SessionView>,
+    /// What each destination knows of it.
+    pub destinations: Vec<DeliveryView>,
+}
+
+/// A session as the admin API shows it.
+#[derive(Clone, Debug)]
+pub struct SessionView {
+    /// Mixpanel's id; empty for a page without one.
+    pub id: String,
+    /// What it asks for.
+    pub action: Action,
+    /// Pages held.
+    pub pages_received: u32,
+    /// Pages there are.
+    pub pages_total: u32,
+    /// When it took effect.
+    pub completed_at: Option<Millis>,
+}
+
+/// What one destination knows of one cohort.
+#[derive(Clone, Debug)]
+pub struct DeliveryView {
+    /// The destination.
+    pub name: DestinationName,
+    /// Members whose trait is known to be `true` there.
+    pub written: u64,
+    /// People whose trait is not yet as wanted.
+    pub pending: u64,
+    /// People whose trait cannot be written.
+    pub dead: u64,
+    /// When the oldest pending change was made.
+    pub oldest_pending_at: Option<Millis>,
+}
+
+/// One cohort of one person.
+#[derive(Clone, Debug)]
+pub struct MembershipView {
+    /// The cohort's source.
+    pub source: SourceName,
+    /// Mixpanel's id.
+    pub cohort_id: String,
+    /// The trait that stands for it.
+    pub trait_key: Arc<str>,
+    /// Whether the person is in it.
+    pub member: bool,
+    /// What each destination knows.
+    pub destinations: Vec<MembershipDelivery>,
+}
+
+/// What one destination knows of one person's cohort.
+#[derive(Clone, Debug)]
+pub struct MembershipDelivery {
+    /// The destination.
+    pub name: DestinationName,
+    /// The value it is known to hold; `None` where it is absent or not known.
+    pub written: Option<bool>,
+    /// Where delivery stands.
+    pub state: DeliveryState,
+    /// The last failure.
+    pub error: Option<String>,
+}
+
+/// Where the delivery of one trait stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeliveryState {
+    /// As wanted.
+    Written,
+    /// On its way.
+    Pending,
+    /// Given up until an operator retries it.
+    Dead,
+}
+
+/// A trait that could not be written.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// Where to.
+    pub destination: DestinationName,
+    /// Whose.
+    pub identifier: String,
+    /// Which cohort's source.
+    pub source: SourceName,
+    /// Which cohort.
+    pub cohort_id: String,
+    /// Which trait.
+    pub trait_key: Arc<str>,
+    /// Whether the person is in the cohort.
+    pub member: bool,
+    /// Why.
+    pub error: String,
+    /// Since when.
+    pub since: Millis,
+}
+
+/// Which dead letters an operator means; `None` means any.
+#[derive(Clone, Debug, Default)]
+pub struct DeadLetterFilter {
+    /// Only of this destination.
+    pub destination: Option<String>,
+    /// Only of this person.
+    pub identifier: Option<String>,
+}
