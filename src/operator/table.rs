@@ -57,36 +57,11 @@ pub(super) fn printable(text: &str) -> String {
 
 /// Milliseconds since the Unix epoch as `2026-01-31 12:00:00Z`.
 pub(super) fn utc(millis: i64) -> String {
-    const DAY_SECONDS: i64 = 86_400;
-
-    let seconds = millis.div_euclid(1_000);
-    let (days, second) = (
-        seconds.div_euclid(DAY_SECONDS),
-        seconds.rem_euclid(DAY_SECONDS),
-    );
-    let (year, month, day) = civil(days);
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60
-    )
-}
-
-/// Year, month and day of a day since the Unix epoch, after Howard Hinnant's `civil_from_days`:
-/// eras of 400 years, and years that begin in March so that a leap day is the last.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let era = days.div_euclid(146_097);
-    let day_of_era = days.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12 + 1;
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year, month, day)
+    let exact = crate::rfc3339::utc(millis);
+    match exact.split_once('.') {
+        Some((seconds, _)) => format!("{}Z", seconds.replace('T', " ")),
+        None => exact,
+    }
 }
 
 #[cfg(test)]
