@@ -212,7 +212,7 @@ impl Fold {
                     applying
                         .next
                         .iter()
-                        .filter(|identifier| **identifier > *through),
+                        .filter(|entry| entry.identifier > &*through),
                 );
                 applying.through = Some(through);
                 Ok(Some(applying))

@@ -1,15 +1,19 @@
 //! Mixpanel's wire types → [`Page`]. Pure, and the only place that knows this payload.
 //!
 //! [`parse`] streams: no tree is built, an identifier is copied only once it is known to be kept,
-//! and nothing but the identifier leaves a member. How odd payloads are read:
+//! and nothing leaves a member but its identifier and, where that is no `mixpanel_distinct_id`, a
+//! hash of this one. How odd payloads are read:
 //!
 //! - Ids are strings or whole numbers, and keep the text they were sent with, so that numbers above
 //!   2^53 survive. `1.0` and `1e3` are not usable as ids: which text the application identifies
 //!   with cannot be known from them.
-//! - A lone surrogate (`\ud800`) in a member matters only in its identifier; in a cohort's name it
-//!   becomes U+FFFD, in an id of the envelope it is an error.
+//! - A lone surrogate (`\ud800`) in a member matters only in its ids; in a cohort's name it becomes
+//!   U+FFFD, in an id of the envelope it is an error.
 //! - A key twice in the envelope is an error, twice in a member the last counts. `members` stands
 //!   in `parameters` or beside it; in both it is a key twice.
+//! - A person is not an identifier. Where identifiers come from another property, two people can
+//!   share one, and the page on which somebody leaves may lack it: such a member is still
+//!   [`set aside`](Page::set_aside), but the roster keeps the person.
 //! - `page_info` is proof of completeness, so what cannot be true (page 0, page 4 of 3, a missing
 //!   half) is an error rather than ignored; only an absent or null one means 'complete in itself'.
 
@@ -23,29 +27,70 @@ mod member;
 mod tests;
 mod text;
 
+use std::sync::Arc;
+
 pub use envelope::parse;
 pub use error::{ParseError, Rejected};
 
 use crate::cohort::Action;
+use crate::roster::Roster;
 
-/// The property that Mixpanel sends on every member of its own accord.
+/// The property that Mixpanel sends on every member of its own accord: its own id of the person.
 pub const DEFAULT_IDENTIFIER_PROPERTY: &str = "mixpanel_distinct_id";
 
 /// Which property of a member becomes the Flagsmith identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentifierRules {
-    /// Property names; the first that is usable on a member wins. Never empty.
-    pub properties: Vec<String>,
+    properties: Vec<String>,
+    anonymous: Anonymous,
+    /// Written once, because every page carries it.
+    description: Arc<str>,
+}
+
+impl IdentifierRules {
+    /// Rules of at least one property.
+    pub fn new(
+        properties: impl IntoIterator<Item: Into<String>>,
+        anonymous: Anonymous,
+    ) -> IdentifierRules {
+        let properties: Vec<String> = properties.into_iter().map(Into::into).collect();
+        let fate = match anonymous {
+            Anonymous::Skip => "skipped",
+            Anonymous::Keep => "kept",
+        };
+        IdentifierRules {
+            description: format!("{}; anonymous ids {fate}", properties.join(",")).into(),
+            properties,
+            anonymous,
+        }
+    }
+
+    /// Property names; the first that is usable on a member wins.
+    pub fn properties(&self) -> &[String] {
+        &self.properties
+    }
+
     /// What to do with ids that begin with `$device:`.
-    pub anonymous: Anonymous,
+    pub fn anonymous(&self) -> Anonymous {
+        self.anonymous
+    }
+
+    /// Whether identifiers can come from elsewhere than Mixpanel's own id of a person, so that
+    /// people have to be told apart beside them.
+    pub fn maps_people(&self) -> bool {
+        self.properties != [DEFAULT_IDENTIFIER_PROPERTY]
+    }
+
+    /// The rules in a few words, different for different rules: no name holds a comma, because the
+    /// setting is split there.
+    pub fn describe(&self) -> Arc<str> {
+        Arc::clone(&self.description)
+    }
 }
 
 impl Default for IdentifierRules {
     fn default() -> Self {
-        IdentifierRules {
-            properties: vec![DEFAULT_IDENTIFIER_PROPERTY.to_owned()],
-            anonymous: Anonymous::default(),
-        }
+        IdentifierRules::new([DEFAULT_IDENTIFIER_PROPERTY], Anonymous::default())
     }
 }
 
@@ -74,11 +119,14 @@ pub struct Page {
     pub session_id: Option<String>,
     /// `page_info`; without one the page is complete in itself.
     pub page_info: Option<PageInfo>,
-    /// Usable identifiers, in ascending byte order, each once.
-    pub identifiers: Vec<String>,
+    /// Who is on the page, as far as it can be known: usable identifiers and, where
+    /// [`IdentifierRules::maps_people`], the people whose they are.
+    pub roster: Roster,
+    /// [`IdentifierRules::describe`] of the rules under which the page was read.
+    pub identified_by: Arc<str>,
     /// Members on the page, usable or not, repeats included.
     pub members_received: usize,
-    /// Members set aside, by reason (only reasons that occurred).
+    /// Members without a usable identifier, by reason (only reasons that occurred).
     pub set_aside: Vec<(SetAside, usize)>,
 }
 

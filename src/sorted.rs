@@ -9,7 +9,7 @@ use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 
-use crate::roster::Roster;
+use crate::roster::{Entry, Roster};
 
 /// Bytes of identifiers a run may have: with their spans, about 14 MiB at ten bytes each.
 const RUN_BYTES: usize = 8 * 1024 * 1024;
@@ -40,7 +40,8 @@ impl Sorter {
     /// # Errors
     /// Where the temporary file cannot be written.
     pub fn add(&mut self, page: &Roster) -> io::Result<()> {
-        for identifier in page.iter() {
+        let identifiers = page.iter().map(|entry| entry.identifier);
+        for identifier in identifiers.filter(|identifier| !identifier.is_empty()) {
             // A run ends far below 4 GiB, and an identifier has 1,024 bytes at most.
             self.spans
                 .push((self.bytes.len() as u32, identifier.len() as u16));
@@ -168,7 +169,10 @@ impl Sorted {
             if is_new {
                 let text = std::str::from_utf8(&identifier)
                     .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                roster.push(text);
+                roster.push(Entry {
+                    identifier: text,
+                    person: None,
+                });
                 self.last = Some(identifier);
             }
         }
@@ -196,18 +200,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::roster::PersonHash;
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn pages_become_one_ascending_set(
-            pages in prop::collection::vec(prop::collection::btree_set("[a-f]{0,4}", 0..30), 0..12),
+            pages in prop::collection::vec(prop::collection::btree_set("[a-f]{1,4}", 0..30), 0..12),
             run_bytes in 1_usize..200,
             limit in 1_usize..40,
         ) {
             let mut sorter = Sorter::with_run_bytes(run_bytes);
             for page in &pages {
-                sorter.add(&Roster::from_sorted(page.iter().map(String::as_str))).unwrap();
+                sorter.add(&Roster::of_identifiers(page.iter().map(String::as_str))).unwrap();
             }
             let mut sorted = sorter.finish().unwrap();
             let mut all = Vec::new();
@@ -216,7 +221,7 @@ mod tests {
                 if piece.is_empty() {
                     break;
                 }
-                all.extend(piece.iter().map(String::from));
+                all.extend(piece.iter().map(|entry| entry.identifier.to_owned()));
             }
             let expected: BTreeSet<String> = pages.into_iter().flatten().collect();
             prop_assert_eq!(all, expected.into_iter().collect::<Vec<_>>());
@@ -226,8 +231,23 @@ mod tests {
     #[test]
     fn what_is_done_is_passed_over() {
         let mut sorter = Sorter::default();
-        sorter.add(&Roster::from_sorted(["a", "b", "c"])).unwrap();
+        sorter
+            .add(&Roster::of_identifiers(["a", "b", "c"]))
+            .unwrap();
         let rest = sorter.finish().unwrap().take(10, Some("b")).unwrap();
-        assert_eq!(rest.iter().collect::<Vec<_>>(), ["c"]);
+        assert_eq!(rest, Roster::of_identifiers(["c"]));
+    }
+
+    #[test]
+    fn an_identifier_of_two_people_is_one_and_no_identifier_is_none() {
+        let entry = |identifier, person: u8| Entry {
+            identifier,
+            person: Some(PersonHash([person; 16])),
+        };
+        let page = Roster::from_sorted([entry("", 1), entry("a", 1), entry("a", 2)]);
+        let mut sorter = Sorter::default();
+        sorter.add(&page).unwrap();
+        let found = sorter.finish().unwrap().take(10, None).unwrap();
+        assert_eq!(found, Roster::of_identifiers(["a"]));
     }
 }

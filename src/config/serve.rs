@@ -162,10 +162,7 @@ fn read(
         sources: vec![Arc::new(Source {
             name: SourceName::from(DEFAULT_NAME),
             credentials: credentials?,
-            identifier: IdentifierRules {
-                properties: identifier_properties?,
-                anonymous: anonymous?,
-            },
+            identifier: IdentifierRules::new(identifier_properties?, anonymous?),
             trait_key: trait_key?,
         })],
         destinations: vec![Arc::new(destination?)],
@@ -416,8 +413,8 @@ mod tests {
             panic!("one source");
         };
         assert_eq!(source.name, SourceName::from("default"));
-        assert_eq!(source.identifier.properties, ["mixpanel_distinct_id"]);
-        assert_eq!(source.identifier.anonymous, Anonymous::Skip);
+        assert_eq!(source.identifier.properties(), ["mixpanel_distinct_id"]);
+        assert_eq!(source.identifier.anonymous(), Anonymous::Skip);
         assert_eq!(source.trait_key, TraitKeyTemplate::default());
 
         let [destination] = &settings.destinations[..] else {
@@ -484,9 +481,9 @@ const ROWS: &[Row] = &[
     row(setting::WEBHOOK_SIGNING_SECRET, ["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", TWO_SIGNING_SECRETS], unseen, ["", ""], "whsec_hush!"),
     row(setting::FLAGSMITH_API_URL, ["https://a.example", "http://b:1/x"], |s| s.destinations[0].api_url.to_string(), ["https://a.example/", "http://b:1/x/"], "https://u:hush@h.example/"),
     row(setting::FLAGSMITH_ENVIRONMENT_KEY, ["ser.one", "two"], |s| s.destinations[0].environment_key.expose_secret().to_owned(), ["ser.one", "two"], "ser.hush\u{e9}"),
-    row(setting::IDENTIFIER_PROPERTY, ["a,b", "$user_id"], |s| s.sources[0].identifier.properties.join("+"), ["a+b", "$user_id"], "a,a"),
+    row(setting::IDENTIFIER_PROPERTY, ["a,b", "$user_id"], |s| s.sources[0].identifier.properties().join("+"), ["a+b", "$user_id"], "a,a"),
     row(setting::TRAIT_KEY, ["x_{id}", "y_{name}"], unseen, ["", ""], "no_placeholder"),
-    row(setting::ANONYMOUS, ["skip", "keep"], |s| format!("{:?}", s.sources[0].identifier.anonymous), ["Skip", "Keep"], "Keep"),
+    row(setting::ANONYMOUS, ["skip", "keep"], |s| format!("{:?}", s.sources[0].identifier.anonymous()), ["Skip", "Keep"], "Keep"),
     row(setting::ON_LEAVE, ["false", "delete"], |s| format!("{:?}", s.destinations[0].on_leave), ["False", "Delete"], "true"),
     row(setting::LATE_WRITE_WINDOW, ["0s", "2m"], |s| format!("{:?}", s.destinations[0].late_write_window), ["0ns", "120s"], "25h"),
     row(setting::BLANK_ECHO, ["halt", "stored"], |s| format!("{:?}", s.destinations[0].blank_echo), ["Halt", "Stored"], "store"),

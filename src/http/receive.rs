@@ -93,7 +93,7 @@ impl Receiver {
         parsed: &Parsed,
         receipt: &Receipt,
     ) -> Result<(), ReceiveError> {
-        let properties = &source.identifier.properties;
+        let properties = source.identifier.properties();
         for (property, &on_page) in properties.iter().zip(&parsed.property_seen) {
             if on_page && !self.seen.contains(&source.name, property) {
                 self.store
@@ -383,6 +383,7 @@ mod tests {
     use crate::http::stub_intake::{BASIC, intake};
     use crate::http::stub_store::StubStore;
     use crate::http::{configure_webhook, request_id};
+    use crate::roster::Roster;
     use crate::store::StoreError;
 
     struct Door {
@@ -474,7 +475,7 @@ mod tests {
         let pages = door.store.pages.lock().unwrap();
         assert_eq!(pages.len(), 1);
         assert_eq!(&*pages[0].0.0, "eu");
-        assert_eq!(pages[0].1.identifiers, ["a"]);
+        assert_eq!(pages[0].1.roster, Roster::of_identifiers(["a"]));
         assert_eq!(door.health.backlog(), 1);
         for line in [
             r#"cohort_bridge_webhook_requests_total{action="members",source="eu",status="200"} 1"#,

@@ -17,10 +17,7 @@ pub(crate) fn intake(sources: &[&str], properties: &[&str]) -> Intake {
         let source = Source {
             name: name.into(),
             credentials: Credentials::parse_basic("user:pass").unwrap(),
-            identifier: IdentifierRules {
-                properties: properties.iter().map(|&p| p.to_owned()).collect(),
-                anonymous: Anonymous::Skip,
-            },
+            identifier: IdentifierRules::new(properties.iter().copied(), Anonymous::Skip),
             trait_key: TraitKeyTemplate::default(),
         };
         (name.into(), Arc::new(source))

@@ -133,10 +133,8 @@ impl<'a, 'r> Envelope<'a, 'r> {
         let page_info = self.page_info.map_or(Ok(None), page_info)?;
         let members = self.members.ok_or(ParseError::NoMembers)?;
 
-        let members_received = members.received;
-        let property_seen = members.property_seen.clone();
-        let (identifiers, set_aside) = members.finish();
         Ok(Parsed {
+            property_seen: members.property_seen.clone(),
             page: Page {
                 action,
                 project_id,
@@ -144,11 +142,15 @@ impl<'a, 'r> Envelope<'a, 'r> {
                 cohort_name: self.cohort_name.and_then(name),
                 session_id,
                 page_info,
-                identifiers,
-                members_received,
-                set_aside,
+                identified_by: self.rules.describe(),
+                members_received: members.received,
+                set_aside: members
+                    .set_aside
+                    .iter()
+                    .map(|(&reason, &count)| (reason, count))
+                    .collect(),
+                roster: members.into_roster(),
             },
-            property_seen,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::tests::people;
 use super::*;
 use crate::replay::{self, Payload};
 
@@ -93,7 +94,8 @@ fn each_is_read_as_it_should_be() {
         assert_eq!(&session_id[..session_id.len().min(4)], *session, "{name}");
         let expected_info = info.map(|(number, total)| PageInfo { number, total });
         assert_eq!(page.page_info, expected_info, "{name}");
-        assert_eq!(page.identifiers, *identifiers, "{name}");
+        let expected = Roster::of_identifiers(identifiers.iter().copied());
+        assert_eq!(page.roster, expected, "{name}");
         let set_aside: &[(SetAside, usize)] = match *number {
             "09" if *action == Action::AddMembers => &[
                 (SetAside::Missing, 3),
@@ -131,27 +133,82 @@ fn names_and_projects_are_kept_as_sent() {
     assert_eq!(found, BTreeMap::from(expected));
 }
 
-#[test]
-fn a_chain_of_properties_finds_more_people() {
-    let rules = IdentifierRules {
-        properties: ["$user_id", "mixpanel_distinct_id", "User ID"]
-            .map(str::to_owned)
-            .to_vec(),
-        anonymous: Anonymous::Skip,
-    };
-    let found: Vec<Vec<String>> = payloads("fixtures")
+/// The first page of a fixture, read under `properties`: against identifiers with the distinct id
+/// of each, and against the members set aside.
+fn assert_read(
+    number: &str,
+    properties: &[&str],
+    expected: &[(&str, Option<&str>)],
+    set_aside: &[(SetAside, usize)],
+) {
+    let payloads = payloads("fixtures");
+    let payload = payloads
         .iter()
-        .filter(|payload| payload.name.starts_with("09") || payload.name.starts_with("10"))
-        .map(|payload| parse(&payload.bytes, &rules).unwrap().page.identifiers)
-        .filter(|identifiers| !identifiers.is_empty())
-        .collect();
-    assert_eq!(
-        found,
-        [
-            vec!["usr_40031", "usr_40035", "usr_40036", "usr_40037"],
-            vec!["usr_40041", "usr_40042"],
-        ]
+        .find(|payload| payload.name.starts_with(number))
+        .unwrap();
+    let rules = IdentifierRules::new(properties.iter().copied(), Anonymous::Skip);
+    let page = parse(&payload.bytes, &rules).unwrap().page;
+    assert_eq!(page.roster, people(expected), "{number} {properties:?}");
+    assert_eq!(page.set_aside, set_aside, "{number} {properties:?}");
+}
+
+#[test]
+fn people_are_told_apart_where_identifiers_come_from_another_property() {
+    use SetAside::{Anonymous, Blank, Missing, Padded};
+
+    assert_read(
+        "09",
+        &["$user_id"],
+        &[
+            ("", Some("usr_40031")),
+            ("", Some(" usr_40034")),
+            ("", Some("usr_40037")),
+            ("usr_40035", None),
+        ],
+        &[(Missing, 7)],
     );
+    assert_read(
+        "09",
+        &["$user_id", "mixpanel_distinct_id"],
+        &[
+            ("", Some(" usr_40034")),
+            ("usr_40031", Some("usr_40031")),
+            ("usr_40035", None),
+            ("usr_40037", Some("usr_40037")),
+        ],
+        &[(Missing, 2), (Blank, 2), (Padded, 1)],
+    );
+    assert_read(
+        "09",
+        &["$user_id", "mixpanel_distinct_id", "User ID"],
+        &[
+            ("", Some(" usr_40034")),
+            ("usr_40031", Some("usr_40031")),
+            ("usr_40035", None),
+            ("usr_40036", None),
+            ("usr_40037", Some("usr_40037")),
+        ],
+        &[(Missing, 1), (Blank, 2), (Padded, 1)],
+    );
+    let everybody = [
+        ("", Some("$device:18c5f0a1-7b3e-4c22-9b6a-2f0d8a4b7e19")),
+        ("usr_40041", Some(DEVICE)),
+        ("usr_40042", Some("mob:9f2ac47d11e0")),
+    ];
+    assert_read("10", &["$user_id"], &everybody, &[(Missing, 1)]);
+    assert_read(
+        "10",
+        &["$user_id", "mixpanel_distinct_id"],
+        &everybody,
+        &[(Anonymous, 1)],
+    );
+}
+
+fn identifiers(roster: &Roster) -> Vec<String> {
+    roster
+        .iter()
+        .map(|entry| entry.identifier.to_owned())
+        .collect()
 }
 
 /// What the story comes to: per cohort, who is in it and who has left. The README of the fixtures
@@ -166,14 +223,14 @@ fn the_story_ends_with_some_in_and_some_out() {
             let session = collected
                 .entry(page.session_id.unwrap_or_default())
                 .or_default();
-            session.insert(info.number, page.identifiers);
+            session.insert(info.number, identifiers(&page.roster));
             if session.len() == info.total as usize {
                 cohort.values_mut().for_each(|member| *member = false);
                 cohort.extend(session.values().flatten().map(|id| (id.clone(), true)));
             }
         } else {
             let member = page.action != Action::RemoveMembers;
-            cohort.extend(page.identifiers.into_iter().map(|id| (id, member)));
+            cohort.extend(identifiers(&page.roster).into_iter().map(|id| (id, member)));
         }
     }
     let counts: Vec<(&str, usize, usize)> = held

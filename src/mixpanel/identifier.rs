@@ -1,4 +1,4 @@
-//! Whether a text can be a Flagsmith identifier.
+//! Whether a text can be a Flagsmith identifier, and whether it names a person of Mixpanel's.
 
 use std::borrow::Cow;
 
@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 
 use super::text::{Scalar, is_space};
 use super::{Anonymous, SetAside};
+use crate::roster::PersonHash;
 
 /// UTF-8 bytes of an identifier at most: the limit of Flagsmith's Edge API, which is the narrower
 /// of the two (Core takes 2,000 characters).
@@ -33,6 +34,15 @@ pub(super) fn usable(raw: &RawValue, anonymous: Anonymous) -> Result<Cow<'_, str
         Err(SetAside::Anonymous)
     } else {
         Ok(text)
+    }
+}
+
+/// The person in the value of `mixpanel_distinct_id`. Flagsmith never sees this id, so nothing that
+/// it would refuse matters; only a blank one could be anybody's.
+pub(super) fn person(raw: &RawValue) -> Option<PersonHash> {
+    match Scalar::of(raw) {
+        Scalar::Text(text) if !text.chars().all(is_space) => Some(PersonHash::of(&text)),
+        Scalar::Text(_) | Scalar::Surrogate(_) | Scalar::Null | Scalar::Other => None,
     }
 }
 
@@ -88,5 +98,37 @@ mod tests {
             verdict(&format!("{}x", "é".repeat(512))),
             Err(SetAside::TooLong)
         );
+    }
+
+    #[test]
+    fn a_person_is_whatever_is_not_blank() {
+        let long = format!(r#""{}""#, "x".repeat(5_000));
+        for (json, id) in [
+            (r#""usr_1""#, "usr_1"),
+            (r#""us\u0072_1""#, "usr_1"),
+            (r#"" usr_1""#, " usr_1"),
+            (r#""$device:1""#, "$device:1"),
+            (r#""a\u0000b""#, "a\0b"),
+            ("9007199254740993", "9007199254740993"),
+            (r#""0007""#, "0007"),
+            (&long, &*"x".repeat(5_000)),
+        ] {
+            let raw: &RawValue = serde_json::from_str(json).unwrap();
+            assert_eq!(person(raw), Some(PersonHash::of(id)), "{json}");
+        }
+        for json in [
+            r#""""#,
+            r#"" \u001f""#,
+            r#""\ud800""#,
+            "null",
+            "1.0",
+            "1e3",
+            "true",
+            "[1]",
+            "{}",
+        ] {
+            let raw: &RawValue = serde_json::from_str(json).unwrap();
+            assert_eq!(person(raw), None, "{json}");
+        }
     }
 }

@@ -1,17 +1,33 @@
 //! The parser as a whole: its rules one by one, and against a naive model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::roster::{Entry, PersonHash};
 
 fn rules(properties: &[&str]) -> IdentifierRules {
-    IdentifierRules {
-        properties: properties.iter().map(|name| name.to_string()).collect(),
-        anonymous: Anonymous::Skip,
-    }
+    IdentifierRules::new(properties.iter().copied(), Anonymous::Skip)
+}
+
+/// Identifiers that are themselves the people.
+fn identifiers<const N: usize>(identifiers: [&str; N]) -> Roster {
+    Roster::of_identifiers(identifiers)
+}
+
+/// Identifiers, each with the distinct id of the person.
+pub(super) fn people(rows: &[(&str, Option<&str>)]) -> Roster {
+    let mut entries: Vec<_> = rows
+        .iter()
+        .map(|(identifier, distinct_id)| Entry {
+            identifier,
+            person: distinct_id.map(PersonHash::of),
+        })
+        .collect();
+    entries.sort_unstable();
+    Roster::from_sorted(entries)
 }
 
 fn parsed(body: &str) -> Parsed {
@@ -47,7 +63,8 @@ fn everything_but_action_cohort_and_members_may_be_missing() {
                 cohort_name: None,
                 session_id: None,
                 page_info: None,
-                identifiers: vec![],
+                roster: Roster::default(),
+                identified_by: "mixpanel_distinct_id; anonymous ids skipped".into(),
                 members_received: 0,
                 set_aside: vec![],
             },
@@ -220,7 +237,7 @@ fn a_key_twice_in_a_member_counts_as_the_last_one() {
             {"mixpanel_distinct_id":"c","mixpanel_distinct\u005fid":null}]"#,
     ))
     .page;
-    assert_eq!(page.identifiers, ["b"]);
+    assert_eq!(page.roster, identifiers(["b"]));
     assert_eq!(page.set_aside, [(SetAside::Missing, 1)]);
 }
 
@@ -230,7 +247,7 @@ fn members_may_stand_beside_parameters() {
         r#"{"action":"members","members":[{"mixpanel_distinct_id":1}],"parameters":{"mixpanel_cohort_id":"7"}}"#,
         r#"{"parameters":{"mixpanel_cohort_id":"7"},"members":[{"mixpanel_distinct_id":1}],"action":"members"}"#,
     ] {
-        assert_eq!(parsed(body).page.identifiers, ["1"]);
+        assert_eq!(parsed(body).page.roster, identifiers(["1"]));
     }
 }
 
@@ -317,7 +334,7 @@ fn one_bad_member_never_fails_its_page() {
             {"mixpanel_distinct_id":"ok\u0032"}]"#,
     ))
     .page;
-    assert_eq!(page.identifiers, ["ok1", "ok2"]);
+    assert_eq!(page.roster, identifiers(["ok1", "ok2"]));
     assert_eq!(page.members_received, 14);
     assert_eq!(
         page.set_aside,
@@ -337,7 +354,16 @@ fn the_first_usable_property_wins() {
             {"email":"x"}]"#,
     );
     let page = parse(body.as_bytes(), &rules).unwrap().page;
-    assert_eq!(page.identifiers, ["a", "c", "e"]);
+    assert_eq!(
+        page.roster,
+        people(&[
+            ("", Some("$device:2")),
+            ("", Some("$device:3")),
+            ("a", Some("b")),
+            ("c", Some("$device:1")),
+            ("e", Some("e")),
+        ])
+    );
     assert_eq!(
         page.set_aside,
         [
@@ -350,13 +376,10 @@ fn the_first_usable_property_wins() {
 
 #[test]
 fn anonymous_ids_may_be_kept() {
-    let rules = IdentifierRules {
-        anonymous: Anonymous::Keep,
-        ..IdentifierRules::default()
-    };
+    let rules = IdentifierRules::new([DEFAULT_IDENTIFIER_PROPERTY], Anonymous::Keep);
     let body = with_members(r#"[{"mixpanel_distinct_id":"$device:1"}]"#);
     let page = parse(body.as_bytes(), &rules).unwrap().page;
-    assert_eq!(page.identifiers, ["$device:1"]);
+    assert_eq!(page.roster, identifiers(["$device:1"]));
 }
 
 #[test]
@@ -370,16 +393,147 @@ fn a_property_counts_as_sent_whatever_its_value() {
     assert!(message.contains("'$user_id' or 'id'") && message.contains("'Properties to Export'"));
 }
 
+#[test]
+fn two_people_may_share_an_identifier_and_one_may_come_twice() {
+    let rules = rules(&["account"]);
+    let body = with_members(
+        r#"[{"account":"acme","mixpanel_distinct_id":"ann"},
+            {"account":"acme","mixpanel_distinct_id":"bob"},
+            {"mixpanel_distinct_id":"ann","account":"acm\u0065","email":"x"},
+            {"account":"acme"},
+            {"account":"quay","mixpanel_distinct_id":"ann"}]"#,
+    );
+    let page = parse(body.as_bytes(), &rules).unwrap().page;
+    assert_eq!(
+        page.roster,
+        people(&[
+            ("acme", None),
+            ("acme", Some("ann")),
+            ("acme", Some("bob")),
+            ("quay", Some("ann")),
+        ])
+    );
+    assert_eq!(page.members_received, 5);
+    assert_eq!(page.set_aside, []);
+}
+
+#[test]
+fn a_member_without_an_identifier_can_still_leave() {
+    let rules = rules(&["account"]);
+    let body = with_members(
+        r#"[{"mixpanel_distinct_id":"ann"},
+            {"account":" ","mixpanel_distinct_id":"ann"},
+            {"account":" x","mixpanel_distinct_id":7},
+            {"account":null,"mixpanel_distinct_id":" "},
+            {"account":"\ud800","mixpanel_distinct_id":"\ud800"},
+            {"mixpanel_distinct_id":null}, {"mixpanel_distinct_id":1.0}, 7]"#,
+    );
+    let page = parse(body.as_bytes(), &rules).unwrap().page;
+    assert_eq!(page.roster, people(&[("", Some("ann")), ("", Some("7"))]));
+    assert_eq!(page.members_received, 8);
+    assert_eq!(
+        page.set_aside,
+        [
+            (SetAside::Missing, 5),
+            (SetAside::Blank, 1),
+            (SetAside::Padded, 1),
+            (SetAside::Surrogate, 1)
+        ]
+    );
+}
+
+#[test]
+fn of_a_distinct_id_twice_the_last_counts() {
+    let body = with_members(
+        r#"[{"mixpanel_distinct_id":"ann","account":"a","mixpanel_distinct_id":"bob"},
+            {"mixpanel_distinct_id":"ann","account":"b","mixpanel_distinct\u005fid":null}]"#,
+    );
+    let page = parse(body.as_bytes(), &rules(&["account"])).unwrap().page;
+    assert_eq!(page.roster, people(&[("a", Some("bob")), ("b", None)]));
+}
+
+#[test]
+fn the_distinct_id_is_no_configured_property_unless_it_is() {
+    let body = with_members(r#"[{"mixpanel_distinct_id":"ann"}]"#);
+    let parsed = parse(body.as_bytes(), &rules(&["account"])).unwrap();
+    assert_eq!(parsed.property_seen, [false]);
+    assert!(parsed.property_is_absent());
+    assert_eq!(parsed.page.roster, people(&[("", Some("ann"))]));
+
+    let chain = rules(&["account", "mixpanel_distinct_id"]);
+    let parsed = parse(body.as_bytes(), &chain).unwrap();
+    assert_eq!(parsed.property_seen, [false, true]);
+    assert_eq!(parsed.page.roster, people(&[("ann", Some("ann"))]));
+}
+
+#[test]
+fn a_distinct_id_leaves_the_parser_as_a_hash_only() {
+    let body = with_members(r#"[{"account":"a","mixpanel_distinct_id":"hush-1"}]"#);
+    let parsed = parse(body.as_bytes(), &rules(&["account"])).unwrap();
+    let stored = String::from_utf8_lossy(parsed.page.roster.as_bytes()).into_owned();
+    assert!(!stored.contains("hush"), "{stored}");
+}
+
+#[test]
+fn only_mixpanels_own_id_alone_needs_no_people() {
+    for (properties, maps_people) in [
+        (&["mixpanel_distinct_id"][..], false),
+        (&["$user_id"], true),
+        (&["$user_id", "mixpanel_distinct_id"], true),
+        (&["mixpanel_distinct_id", "$user_id"], true),
+    ] {
+        assert_eq!(
+            rules(properties).maps_people(),
+            maps_people,
+            "{properties:?}"
+        );
+    }
+    assert!(!IdentifierRules::new(["mixpanel_distinct_id"], Anonymous::Keep).maps_people());
+}
+
+#[test]
+fn a_page_says_under_which_rules_it_was_read() {
+    let chain = ["$user_id", "mixpanel_distinct_id"];
+    for (rules, expected) in [
+        (
+            IdentifierRules::default(),
+            "mixpanel_distinct_id; anonymous ids skipped",
+        ),
+        (
+            IdentifierRules::new(chain, Anonymous::Skip),
+            "$user_id,mixpanel_distinct_id; anonymous ids skipped",
+        ),
+        (
+            IdentifierRules::new(chain, Anonymous::Keep),
+            "$user_id,mixpanel_distinct_id; anonymous ids kept",
+        ),
+    ] {
+        let page = parse(with_members("[]").as_bytes(), &rules).unwrap().page;
+        assert_eq!(&*page.identified_by, expected);
+        assert!(std::sync::Arc::ptr_eq(
+            &page.identified_by,
+            &rules.describe()
+        ));
+    }
+}
+
+/// What a member comes to: an identifier, empty where it has none, and a distinct id.
+type Person = (String, Option<String>);
+
 /// What the parser must find, the slow way. Of strings and numbers only those that a `Value` can
 /// hold exactly.
-fn model(members: &[Value], properties: &[String]) -> (Vec<String>, BTreeMap<SetAside, usize>) {
+fn model(
+    members: &[Value],
+    properties: &[String],
+) -> (BTreeSet<Person>, BTreeMap<SetAside, usize>) {
     let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) if number.is_i64() || number.is_u64() => Some(number.to_string()),
+        _ => None,
+    };
     let verdict = |value: &Value| {
-        let text = match value {
-            Value::String(text) => text.clone(),
-            Value::Number(number) if number.is_i64() || number.is_u64() => number.to_string(),
-            _ => return Err(SetAside::Missing),
-        };
+        let text = text(value).ok_or(SetAside::Missing)?;
         let trimmed = text.trim_matches(space);
         Err(match () {
             () if trimmed.is_empty() => SetAside::Blank,
@@ -390,7 +544,7 @@ fn model(members: &[Value], properties: &[String]) -> (Vec<String>, BTreeMap<Set
             () => return Ok(text),
         })
     };
-    let mut identifiers = std::collections::BTreeSet::new();
+    let mut people = BTreeSet::new();
     let mut set_aside = BTreeMap::new();
     for member in members {
         let verdicts: Vec<_> = properties
@@ -398,9 +552,15 @@ fn model(members: &[Value], properties: &[String]) -> (Vec<String>, BTreeMap<Set
             .filter_map(|property| member.get(property))
             .map(verdict)
             .collect();
+        let distinct_id = member
+            .get("mixpanel_distinct_id")
+            .filter(|_| properties != ["mixpanel_distinct_id"])
+            .and_then(text)
+            .filter(|id| !id.chars().all(space));
         if let Some(identifier) = verdicts.iter().flatten().next() {
-            identifiers.insert(identifier.clone());
+            people.insert((identifier.clone(), distinct_id));
         } else {
+            people.extend(distinct_id.map(|id| (String::new(), Some(id))));
             let reason = verdicts
                 .iter()
                 .filter_map(|verdict| verdict.as_ref().err())
@@ -409,7 +569,7 @@ fn model(members: &[Value], properties: &[String]) -> (Vec<String>, BTreeMap<Set
             *set_aside.entry(*reason).or_insert(0) += 1;
         }
     }
-    (identifiers.into_iter().collect(), set_aside)
+    (people, set_aside)
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -462,8 +622,11 @@ proptest! {
         action in prop::sample::select(vec![Action::Members, Action::AddMembers, Action::RemoveMembers]),
         beside in any::<bool>(),
         pretty in any::<bool>(),
+        properties in prop::sample::select(vec![
+            &["mixpanel_distinct_id"][..], &["$user_id"], &["$user_id", "mixpanel_distinct_id"],
+        ]),
     ) {
-        let rules = rules(&["$user_id", "mixpanel_distinct_id"]);
+        let rules = rules(properties);
         let mut body = json!({"action": action.as_str(), "parameters": {
             "mixpanel_cohort_id": cohort_id, "mixpanel_cohort_name": name, "mixpanel_session_id": session,
         }});
@@ -481,7 +644,8 @@ proptest! {
 
         let parsed = parse(text.unwrap().as_bytes(), &rules).unwrap();
 
-        let (identifiers, set_aside) = model(&members, &rules.properties);
+        let (found, set_aside) = model(&members, &rules.properties);
+        let rows: Vec<_> = found.iter().map(|(id, person)| (id.as_str(), person.as_deref())).collect();
         let seen = |property: &String| members.iter().any(|member| member.get(property).is_some());
         prop_assert_eq!(parsed, Parsed {
             page: Page {
@@ -491,7 +655,8 @@ proptest! {
                 cohort_name: name,
                 session_id: session,
                 page_info: place.map(|(number, more, _)| PageInfo { number, total: number + more }),
-                identifiers,
+                roster: people(&rows),
+                identified_by: rules.describe(),
                 members_received: members.len(),
                 set_aside: set_aside.into_iter().collect(),
             },

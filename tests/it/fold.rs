@@ -7,7 +7,8 @@ use std::sync::Arc;
 use cohort_bridge::clock::{Clock, ManualClock};
 use cohort_bridge::cohort::{Action, DestinationName, SourceName};
 use cohort_bridge::fold::{Fold, Step};
-use cohort_bridge::mixpanel::{Page, PageInfo};
+use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
+use cohort_bridge::roster::Roster;
 use cohort_bridge::store::sqlite::SqliteStore;
 use cohort_bridge::store::{DestinationRules, SourceRules, Store};
 
@@ -57,7 +58,8 @@ async fn send(store: &SqliteStore, session: &str, people: &BTreeSet<String>) {
                 total: pages.len() as u32,
             }),
             members_received: identifiers.len(),
-            identifiers: identifiers.clone(),
+            roster: Roster::of_identifiers(identifiers.iter().map(String::as_str)),
+            identified_by: IdentifierRules::default().describe(),
             set_aside: Vec::new(),
         };
         store

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use cohort_bridge::clock::{Clock, ManualClock};
 use cohort_bridge::cohort::{Action, DestinationName, SourceName};
 use cohort_bridge::fold::Fold;
-use cohort_bridge::mixpanel::{Page, PageInfo};
+use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
+use cohort_bridge::roster::Roster;
 use cohort_bridge::store::sqlite::SqliteStore;
 use cohort_bridge::store::{
     Chunk, DeadLetterFilter, DestinationRules, Outcome, Settlement, SourceRules, Store,
@@ -56,7 +57,8 @@ impl Ledger {
             cohort_name: None,
             session_id: Some(session.into()),
             page_info: Some(PageInfo { number, total }),
-            identifiers: people.to_vec(),
+            roster: Roster::of_identifiers(people.iter().map(String::as_str)),
+            identified_by: IdentifierRules::default().describe(),
             members_received: people.len(),
             set_aside: Vec::new(),
         };

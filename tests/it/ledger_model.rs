@@ -8,7 +8,8 @@ use std::time::Duration;
 use cohort_bridge::clock::{Clock, ManualClock, Millis};
 use cohort_bridge::cohort::{Action, DestinationName, OnLeave, SourceName, Target};
 use cohort_bridge::fold::Fold;
-use cohort_bridge::mixpanel::{Page, PageInfo};
+use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
+use cohort_bridge::roster::Roster;
 use cohort_bridge::store::sqlite::SqliteStore;
 use cohort_bridge::store::{
     Claim, DeliveryState, DestinationRules, Outcome, Settlement, SourceRules, Store,
@@ -274,6 +275,10 @@ impl World {
         info: Option<PageInfo>,
         people: &BTreeSet<u8>,
     ) {
+        let identifiers: Vec<_> = people
+            .iter()
+            .map(|person| format!("usr_{person}"))
+            .collect();
         let page = Page {
             action,
             project_id: "1".into(),
@@ -281,10 +286,8 @@ impl World {
             cohort_name: Some(format!("cohort {cohort}")),
             session_id: session.map(|session| format!("session {session}")),
             page_info: info,
-            identifiers: people
-                .iter()
-                .map(|person| format!("usr_{person}"))
-                .collect(),
+            roster: Roster::of_identifiers(identifiers.iter().map(String::as_str)),
+            identified_by: IdentifierRules::default().describe(),
             members_received: people.len(),
             set_aside: Vec::new(),
         };

@@ -68,9 +68,8 @@ impl Ledger {
         for destination in 0..self.destinations.len() {
             self.change_pending(destination, chunk.cohort, &changes, now)?;
         }
-        let done_through = through.or_else(|| {
-            (!chunk.last).then(|| chunk.identifiers.iter().last().map(String::from))?
-        });
+        let done_through = through
+            .or_else(|| (!chunk.last).then(|| identifiers(chunk).last().map(String::from))?);
         match done_through {
             Some(identifier) => {
                 self.connection
@@ -92,7 +91,7 @@ impl Ledger {
         let upto = if chunk.last {
             None
         } else {
-            chunk.identifiers.iter().last()
+            identifiers(chunk).last()
         };
         let mut statement = self.connection.prepare_cached(RANGE)?;
         let mut rows = statement.query(params![
@@ -102,7 +101,7 @@ impl Ledger {
             i64::try_from(ROWS_A_CHUNK).unwrap_or(i64::MAX)
         ])?;
         let mut changes = Changes::default();
-        let mut wanted = chunk.identifiers.iter().peekable();
+        let mut wanted = identifiers(chunk).peekable();
         let mut seen = 0;
         let mut last_row = None;
         while let Some(row) = rows.next()? {
@@ -152,7 +151,7 @@ impl Ledger {
             .connection
             .prepare_cached("SELECT member FROM member WHERE cohort = ?1 AND identifier = ?2")?;
         let mut changes = Changes::default();
-        for identifier in chunk.identifiers.iter() {
+        for identifier in identifiers(chunk) {
             let was: Option<bool> = known
                 .query_row(params![chunk.cohort.0, identifier], |row| row.get(0))
                 .optional()?;
@@ -196,6 +195,10 @@ impl Ledger {
             .execute(params![cohort.0, members, leavers])?;
         Ok(())
     }
+}
+
+fn identifiers(chunk: &Chunk) -> impl Iterator<Item = &str> {
+    chunk.identifiers.iter().map(|entry| entry.identifier)
 }
 
 /// Changes in identifier order, their identifiers in one piece of memory.

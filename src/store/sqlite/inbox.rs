@@ -7,7 +7,6 @@ use super::sessions::stored_state;
 use crate::clock::Millis;
 use crate::cohort::{Action, SourceName};
 use crate::mixpanel::{Page, PageInfo};
-use crate::roster::Roster;
 use crate::session::{Fingerprint, Placement, Session, State};
 use crate::store::{Assembled, CohortRef, Effect, StoreError};
 
@@ -15,19 +14,16 @@ use crate::store::{Assembled, CohortRef, Effect, StoreError};
 pub struct InboxPage {
     source: SourceName,
     page: Page,
-    roster: Roster,
     fingerprint: Fingerprint,
     received_at: Millis,
 }
 
 impl InboxPage {
-    /// Encodes a page. Done by the caller, so that the writing thread only writes.
+    /// Fingerprints a page. Done by the caller, so that the writing thread only writes.
     pub fn new(source: SourceName, page: Page, received_at: Millis) -> Self {
-        let roster = Roster::from_sorted(page.identifiers.iter().map(String::as_str));
         InboxPage {
             source,
-            fingerprint: roster.fingerprint(),
-            roster,
+            fingerprint: page.roster.fingerprint(),
             page,
             received_at,
         }
@@ -40,7 +36,6 @@ impl Ledger {
         let InboxPage {
             source,
             page,
-            roster,
             fingerprint,
             received_at,
         } = inbox_page;
@@ -60,7 +55,7 @@ impl Ledger {
                 page.page_info.map(|info| info.total),
                 received_at,
                 &fingerprint[..],
-                roster.as_bytes(),
+                page.roster.as_bytes(),
             ])?;
         Ok(())
     }
