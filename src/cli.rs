@@ -89,7 +89,7 @@ pub struct ServeArgs {
     /// What becomes of ids that begin with $device: skip sets them aside, keep sends them.
     #[arg(long, value_name = "skip|keep")]
     pub anonymous: Option<String>,
-    /// Hold a session's removals above so many people or percent (not available in this version).
+    /// Hold a session's removals until somebody approves them: above 1000 people, above 30% of the cohort, or above both as in 1000,30%.
     #[arg(long, value_name = "PEOPLE,PERCENT")]
     pub hold_removals_above: Option<String>,
     /// What becomes of a leaver's trait: false sets it to false, delete removes it.

@@ -16,6 +16,7 @@ pub use self::client::{AdminEndpoint, ReplaySettings};
 pub use self::environment::Environment;
 pub use self::reader::{ConfigError, Fault};
 use crate::cohort::{DestinationName, OnLeave, SourceName};
+use crate::guard::RemovalGuard;
 use crate::http::authenticate::Credentials;
 use crate::mixpanel::IdentifierRules;
 use crate::trait_key::TraitKeyTemplate;
@@ -74,6 +75,8 @@ pub struct Source {
     pub identifier: IdentifierRules,
     /// How the trait key of a new cohort is made.
     pub trait_key: TraitKeyTemplate,
+    /// Which removals wait until somebody approves them; without it none do.
+    pub hold_removals_above: Option<RemovalGuard>,
 }
 
 /// One Flagsmith environment.

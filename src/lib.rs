@@ -30,6 +30,7 @@ pub mod dispatch;
 pub mod flagsmith;
 pub mod fold;
 pub mod gate;
+pub mod guard;
 pub mod http;
 pub mod logging;
 pub mod metrics;

@@ -13,6 +13,7 @@ use super::{BlankEcho, Destination, LogFormat, Settings, Source, parse};
 use crate::backoff::LONGEST_ADVISED;
 use crate::cli::ServeArgs;
 use crate::cohort::{OnLeave, SourceName};
+use crate::guard::RemovalGuard;
 use crate::http::authenticate::Credentials;
 use crate::logging;
 use crate::mixpanel::{Anonymous, IdentifierRules};
@@ -104,6 +105,11 @@ fn read(
         args.trait_key.as_deref(),
         TraitKeyTemplate::parse,
     );
+    let hold_removals_above = reader.optional(
+        &setting::HOLD_REMOVALS_ABOVE,
+        args.hold_removals_above.as_deref(),
+        RemovalGuard::parse,
+    );
     let max_connections = reader.value(
         &setting::MAX_CONNECTIONS,
         args.max_connections.as_deref(),
@@ -126,12 +132,6 @@ fn read(
     );
     let log_filter = read_log_filter(reader, environment);
 
-    // A guard that does nothing is worse than none.
-    refuse(
-        reader,
-        &setting::HOLD_REMOVALS_ABOVE,
-        args.hold_removals_above.as_deref(),
-    );
     refuse(reader, &setting::CONFIG, args.config.as_deref());
 
     if let (Ok(listen), Ok(admin)) = (listen, admin_listen) {
@@ -164,6 +164,7 @@ fn read(
             credentials: credentials?,
             identifier: IdentifierRules::new(identifier_properties?, anonymous?),
             trait_key: trait_key?,
+            hold_removals_above: hold_removals_above?,
         })],
         destinations: vec![Arc::new(destination?)],
         max_connections: max_connections?,
@@ -416,6 +417,7 @@ mod tests {
         assert_eq!(source.identifier.properties(), ["mixpanel_distinct_id"]);
         assert_eq!(source.identifier.anonymous(), Anonymous::Skip);
         assert_eq!(source.trait_key, TraitKeyTemplate::default());
+        assert_eq!(source.hold_removals_above, None);
 
         let [destination] = &settings.destinations[..] else {
             panic!("one destination");
@@ -484,6 +486,7 @@ const ROWS: &[Row] = &[
     row(setting::IDENTIFIER_PROPERTY, ["a,b", "$user_id"], |s| s.sources[0].identifier.properties().join("+"), ["a+b", "$user_id"], "a,a"),
     row(setting::TRAIT_KEY, ["x_{id}", "y_{name}"], unseen, ["", ""], "no_placeholder"),
     row(setting::ANONYMOUS, ["skip", "keep"], |s| format!("{:?}", s.sources[0].identifier.anonymous()), ["Skip", "Keep"], "Keep"),
+    row(setting::HOLD_REMOVALS_ABOVE, ["1000,30%", "0"], |s| format!("{:?}", s.sources[0].hold_removals_above), ["Some(RemovalGuard { members: Some(1000), percent_hundredths: Some(3000) })", "Some(RemovalGuard { members: Some(0), percent_hundredths: None })"], "30 percent"),
     row(setting::ON_LEAVE, ["false", "delete"], |s| format!("{:?}", s.destinations[0].on_leave), ["False", "Delete"], "true"),
     row(setting::LATE_WRITE_WINDOW, ["0s", "2m"], |s| format!("{:?}", s.destinations[0].late_write_window), ["0ns", "120s"], "25h"),
     row(setting::BLANK_ECHO, ["halt", "stored"], |s| format!("{:?}", s.destinations[0].blank_echo), ["Halt", "Stored"], "store"),
@@ -498,11 +501,7 @@ const ROWS: &[Row] = &[
 
     #[test]
     fn every_setting_is_in_the_table_or_in_a_test_of_its_own() {
-        let own = [
-            setting::ALLOW_HTTP,
-            setting::HOLD_REMOVALS_ABOVE,
-            setting::CONFIG,
-        ];
+        let own = [setting::ALLOW_HTTP, setting::CONFIG];
         let tested: Vec<&str> = ROWS
             .iter()
             .map(|row| &row.setting)
@@ -737,14 +736,7 @@ const ROWS: &[Row] = &[
 
     #[test]
     fn what_this_version_lacks_is_refused() {
-        for (flag, variable, value) in [
-            (
-                "--hold-removals-above",
-                "COHORT_BRIDGE_HOLD_REMOVALS_ABOVE",
-                "30%",
-            ),
-            ("--config", "COHORT_BRIDGE_CONFIG", "bridge.toml"),
-        ] {
+        for (flag, variable, value) in [("--config", "COHORT_BRIDGE_CONFIG", "bridge.toml")] {
             for found in [
                 faults(&[flag, value], &[]),
                 faults(&[], &[(variable, value)]),
