@@ -122,7 +122,7 @@ pub struct ServeArgs {
     /// How log lines look on standard error.
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<String>,
-    /// TOML file of several sources and destinations (not available in this version).
+    /// TOML file of what does not fit on a command line: which trait each of some cohorts gets.
     #[arg(long, value_name = "PATH")]
     pub config: Option<String>,
 }

@@ -19,10 +19,11 @@ use crate::cohort::{DestinationName, OnLeave, SourceName};
 use crate::guard::RemovalGuard;
 use crate::http::authenticate::Credentials;
 use crate::mixpanel::IdentifierRules;
-use crate::trait_key::TraitKeyTemplate;
+use crate::trait_key::{ExplicitKey, TraitKeyTemplate};
 
 mod client;
 mod environment;
+mod file;
 mod parse;
 mod reader;
 mod serve;
@@ -75,6 +76,8 @@ pub struct Source {
     pub identifier: IdentifierRules,
     /// How the trait key of a new cohort is made.
     pub trait_key: TraitKeyTemplate,
+    /// The trait keys of cohorts that the settings file names.
+    pub explicit_keys: Vec<ExplicitKey>,
     /// Which removals wait until somebody approves them; without it none do.
     pub hold_removals_above: Option<RemovalGuard>,
 }

@@ -134,6 +134,7 @@ fn settings(folder: &Path, standin: &StandIn, pair: &str) -> anyhow::Result<Sett
         credentials: Credentials::parse_basic(pair)?,
         identifier: IdentifierRules::default(),
         trait_key: TraitKeyTemplate::default(),
+        explicit_keys: Vec::new(),
         hold_removals_above: None,
     };
     let destination = Destination {

@@ -15,6 +15,49 @@ const MAX_SUFFIX_CHARACTERS: usize = 60;
 /// Literal characters of a template; the rest of the key is for the name.
 const MAX_LITERAL_CHARACTERS: usize = 100;
 
+/// What segments would read as a path into the identity.
+const PATH_BEGINS: &str = "$.";
+
+/// A cohort's key as the settings file gives it, instead of one made of the cohort's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExplicitKey {
+    /// The project's id in Mixpanel; `None` means that any project's cohort of this id is meant.
+    pub project_id: Option<String>,
+    /// The cohort's id in Mixpanel.
+    pub cohort_id: String,
+    /// The trait's key, exactly.
+    pub trait_key: String,
+}
+
+/// Whether Flagsmith stores this key as it is written and its segments find it.
+///
+/// # Errors
+/// Says in words what is wrong with it.
+pub fn check_key(key: &str) -> Result<(), String> {
+    if key.is_empty() {
+        Err("it may not be empty".into())
+    } else if key.chars().count() > MAX_TRAIT_KEY_CHARACTERS {
+        Err(format!(
+            "it may have {MAX_TRAIT_KEY_CHARACTERS} characters at most"
+        ))
+    } else if key.contains(char::is_control) {
+        Err("it may not have control characters".into())
+    } else if key.trim() != key {
+        Err("it may not have white space at an end, which Flagsmith takes away".into())
+    } else {
+        check_beginning(key)
+    }
+}
+
+fn check_beginning(key: &str) -> Result<(), String> {
+    if key.starts_with(PATH_BEGINS) {
+        return Err(format!(
+            "it may not begin with `{PATH_BEGINS}`, which Flagsmith's segments read as a path"
+        ));
+    }
+    Ok(())
+}
+
 /// A pattern with `{name}`, `{id}` and `{project}`, such as `mixpanel_cohort_{name}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraitKeyTemplate(Vec<Piece>);
@@ -96,11 +139,7 @@ impl TraitKeyTemplate {
                 "its fixed part may not have white space, control characters or `}`".into(),
             );
         }
-        if text.starts_with("$.") {
-            return Err(
-                "it may not begin with `$.`, which Flagsmith's segments read as a path".into(),
-            );
-        }
+        check_beginning(text)?;
         Ok(TraitKeyTemplate(pieces))
     }
 
@@ -235,6 +274,27 @@ mod tests {
         );
     }
 
+    #[test]
+    fn keys_that_somebody_chose_are_checked() {
+        for good in ["a", "Trial users (Q4)", "ü$.x", "$x", &"ü".repeat(200)] {
+            assert_eq!(check_key(good), Ok(()), "{good:?}");
+        }
+        for (bad, word) in [
+            ("", "empty"),
+            (&*"ü".repeat(201), "200 characters"),
+            (" a", "white space"),
+            ("a\u{2003}", "white space"),
+            (" ", "white space"),
+            ("a\n", "control"),
+            ("a\0b", "control"),
+            ("a\u{7f}", "control"),
+            ("$.plan", "path"),
+        ] {
+            let fault = check_key(bad).expect_err(bad);
+            assert!(fault.contains(word), "{bad:?}: {fault}");
+        }
+    }
+
     proptest! {
         #[test]
         fn keys_are_unique_short_and_acceptable(cohorts in prop::collection::vec((".{0,300}", "[0-9a-z ]{1,200}"), 1..30)) {
@@ -243,6 +303,7 @@ mod tests {
                 let key = TraitKeyTemplate::default().key_for(naming(name, id), |key| taken.contains(key));
                 prop_assert!(key.chars().count() <= MAX_TRAIT_KEY_CHARACTERS);
                 prop_assert!(key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+                prop_assert_eq!(check_key(&key), Ok(()));
                 prop_assert!(taken.insert(key));
             }
         }

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
 use super::setting::{Exposure, Fallback, Setting};
 
 /// Bytes of a secret's file at most. No secret is that long; `/dev/zero` is longer.
-const MAX_FILE_BYTES: u64 = 64 * 1024;
+const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
 /// Characters of a faulty value that are quoted; enough to recognise it.
 const QUOTED_CHARS: usize = 80;
@@ -104,7 +105,7 @@ impl<'a> Reader<'a> {
 
     /// Notes what is wrong with a setting: the rest of a sentence that begins with its names.
     pub(super) fn fault<T>(&mut self, setting: &Setting, message: String) -> Result<T, Faulted> {
-        self.note(format!("{} ({})", setting.flag, setting.variable), message);
+        self.note(setting.names(), message);
         Err(Faulted)
     }
 
@@ -134,8 +135,7 @@ impl<'a> Reader<'a> {
     ) -> Result<T, Faulted> {
         parse(value).or_else(|advice| match setting.exposure {
             Exposure::Plain => {
-                let quoted: String = value.chars().take(QUOTED_CHARS).collect();
-                self.fault(setting, format!("cannot be {quoted:?}: {advice}"))
+                self.fault(setting, format!("cannot be {}: {advice}", quoted(value)))
             }
             Exposure::Url | Exposure::Secret => {
                 self.fault(setting, format!("cannot be used: {advice}"))
@@ -172,7 +172,7 @@ impl<'a> Reader<'a> {
                 None => self.fault(setting, "is not UTF-8".to_owned()),
             },
             (None, Some((path, name))) => {
-                let path = path.to_os_string();
+                let path = PathBuf::from(path);
                 read_secret(&path).map(Some).or_else(|trouble| {
                     self.fault(
                         setting,
@@ -187,19 +187,30 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The beginning of a faulty value, in quotes.
+pub(super) fn quoted(value: &str) -> String {
+    let beginning: String = value.chars().take(QUOTED_CHARS).collect();
+    format!("{beginning:?}")
+}
+
+/// A file's text, if it is no longer than `max_bytes`.
+pub(super) fn read_text(path: &Path, max_bytes: u64) -> Result<String, String> {
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(max_bytes + 1).read_to_end(&mut text))
+        .map_err(|error| error.to_string())?;
+    if text.len() as u64 > max_bytes {
+        return Err(format!("it is longer than {max_bytes} bytes"));
+    }
+    String::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())
+}
+
 fn trimmed(value: &str) -> &str {
     value.trim_end_matches(['\r', '\n'])
 }
 
-fn read_secret(path: &std::ffi::OsStr) -> Result<String, String> {
-    let mut text = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text))
-        .map_err(|error| error.to_string())?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(format!("it is longer than {MAX_FILE_BYTES} bytes"));
-    }
-    let text = String::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())?;
+fn read_secret(path: &Path) -> Result<String, String> {
+    let text = read_text(path, MAX_SECRET_BYTES)?;
     match trimmed(&text) {
         "" => Err("it is empty".to_owned()),
         value => Ok(value.to_owned()),

@@ -1,14 +1,16 @@
 //! The settings of `serve` and `check`, read and checked against each other.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
 use super::environment::Environment;
-use super::reader::{ConfigError, Faulted, Reader};
-use super::setting::{self, Setting};
+use super::file::{self, SettingsFile};
+use super::reader::{ConfigError, Faulted, Reader, read_text};
+use super::setting;
 use super::{BlankEcho, Destination, LogFormat, Settings, Source, parse};
 use crate::backoff::LONGEST_ADVISED;
 use crate::cli::ServeArgs;
@@ -20,7 +22,7 @@ use crate::mixpanel::{Anonymous, IdentifierRules};
 use crate::trait_key::TraitKeyTemplate;
 
 /// The source that `POST /webhooks/mixpanel` belongs to, and the destination that goes with it.
-const DEFAULT_NAME: &str = "default";
+pub(super) const DEFAULT_NAME: &str = "default";
 
 /// The variable that says which log lines are wanted.
 const RUST_LOG: &str = "RUST_LOG";
@@ -132,7 +134,7 @@ fn read(
     );
     let log_filter = read_log_filter(reader, environment);
 
-    refuse(reader, &setting::CONFIG, args.config.as_deref());
+    let file = read_settings_file(reader, args);
 
     if let (Ok(listen), Ok(admin)) = (listen, admin_listen) {
         if clash(listen, admin) {
@@ -164,6 +166,7 @@ fn read(
             credentials: credentials?,
             identifier: IdentifierRules::new(identifier_properties?, anonymous?),
             trait_key: trait_key?,
+            explicit_keys: file?.cohorts.into_iter().map(|rule| rule.key).collect(),
             hold_removals_above: hold_removals_above?,
         })],
         destinations: vec![Arc::new(destination?)],
@@ -330,12 +333,26 @@ fn read_log_filter(reader: &mut Reader<'_>, environment: &Environment) -> Result
     }
 }
 
-/// Notes a fault if a setting is given that this version cannot honour.
-fn refuse(reader: &mut Reader<'_>, setting: &Setting, flag: Option<&str>) {
-    // The fault is noted either way; that it is one is all there is to know.
-    let _ = reader.optional(setting, flag, |_| {
-        Err::<(), _>("it is not available in this version; leave it out".to_owned())
-    });
+/// The settings file; an empty one where none is named.
+fn read_settings_file(reader: &mut Reader<'_>, args: &ServeArgs) -> Result<SettingsFile, Faulted> {
+    let path = reader.optional(&setting::CONFIG, args.config.as_deref(), |path| {
+        Ok(path.to_owned())
+    })?;
+    let Some(path) = path else {
+        return Ok(SettingsFile::default());
+    };
+    match read_text(Path::new(&path), file::MAX_FILE_BYTES) {
+        Ok(text) => file::parse(&text, &[DEFAULT_NAME]).map_err(|faults| {
+            for fault in faults {
+                reader.note(setting::CONFIG.names(), format!("names {path}; {fault}"));
+            }
+            Faulted
+        }),
+        Err(trouble) => reader.fault(
+            &setting::CONFIG,
+            format!("names {path}, which cannot be read: {trouble}"),
+        ),
+    }
 }
 
 /// Whether two listeners want one port of one address.
@@ -358,6 +375,8 @@ mod tests {
 
     use super::*;
     use crate::config::Database;
+    use crate::config::setting::Setting;
+    use crate::trait_key::ExplicitKey;
 
     #[derive(Parser)]
     struct Serve {
@@ -417,6 +436,7 @@ mod tests {
         assert_eq!(source.identifier.properties(), ["mixpanel_distinct_id"]);
         assert_eq!(source.identifier.anonymous(), Anonymous::Skip);
         assert_eq!(source.trait_key, TraitKeyTemplate::default());
+        assert_eq!(source.explicit_keys, []);
         assert_eq!(source.hold_removals_above, None);
 
         let [destination] = &settings.destinations[..] else {
@@ -735,19 +755,66 @@ const ROWS: &[Row] = &[
     }
 
     #[test]
-    fn what_this_version_lacks_is_refused() {
-        for (flag, variable, value) in [("--config", "COHORT_BRIDGE_CONFIG", "bridge.toml")] {
-            for found in [
-                faults(&[flag, value], &[]),
-                faults(&[], &[(variable, value)]),
-            ] {
-                assert_eq!(found.len(), 1);
-                assert!(
-                    found[0].contains("not available in this version"),
-                    "{found:?}"
-                );
-            }
-            assert!(with(&[], &[(variable, "")]).is_ok());
+    fn the_settings_file_is_read() {
+        let file = secret_file(b"[[cohorts]]\nid = '5518203'\ntrait_key = 'trial'\n");
+        let path = file.path().to_str().expect("UTF-8");
+        let expected = ExplicitKey {
+            project_id: None,
+            cohort_id: "5518203".to_owned(),
+            trait_key: "trial".to_owned(),
+        };
+        for settings in [
+            with(&["--config", path], &[]),
+            with(&[], &[("COHORT_BRIDGE_CONFIG", path)]),
+            with(&["--config", path], &[("COHORT_BRIDGE_CONFIG", "/nowhere")]),
+        ] {
+            assert_eq!(
+                settings.expect("good").sources[0].explicit_keys,
+                std::slice::from_ref(&expected)
+            );
+        }
+        assert!(with(&[], &[("COHORT_BRIDGE_CONFIG", "")]).is_ok());
+    }
+
+    #[test]
+    fn the_settings_files_faults_come_with_all_others() {
+        let file = secret_file(b"[[cohorts]]\nid = 1\n\n[[routes]]\n");
+        let path = file.path().to_str().expect("UTF-8");
+        let found = faults(
+            &["--linger=1", "--config", path],
+            &[("COHORT_BRIDGE_X", "")],
+        );
+        assert_eq!(found.len(), 5, "{found:?}");
+        let names = format!("--config (COHORT_BRIDGE_CONFIG) names {path}; line ");
+        for line in ["1: [[cohorts]] needs trait_key", "2: id ", "4: \"routes\" "] {
+            let beginning = format!("{names}{line}");
+            assert!(
+                found.iter().any(|fault| fault.starts_with(&beginning)),
+                "{line}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_settings_file_that_cannot_be_read_is_a_fault() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let binary = secret_file(b"\xff");
+        let long = secret_file(&[b'#'; 300_000]);
+        for (path, trouble) in [
+            (Path::new("/nowhere/at/all"), "No such file"),
+            (folder.path(), "directory"),
+            (binary.path(), "it is not UTF-8"),
+            (long.path(), "longer than"),
+        ] {
+            let path = path.to_str().expect("UTF-8");
+            let [found] = &faults(&["--config", path], &[])[..] else {
+                panic!("one fault of {path}");
+            };
+            let beginning = format!("--config (COHORT_BRIDGE_CONFIG) names {path}, which cannot");
+            assert!(
+                found.starts_with(&beginning) && found.contains(trouble),
+                "{found}"
+            );
         }
     }
 
@@ -766,7 +833,7 @@ const ROWS: &[Row] = &[
         let flags = ["--listen=127.0.0.1:1", "--admin-listen=127.0.0.1:1"];
         assert!(faults(&flags, &[])[0].starts_with("--admin-listen (COHORT_BRIDGE_ADMIN_LISTEN) "));
         // The clash does not hide what else is wrong.
-        assert_eq!(faults(&flags, &[("COHORT_BRIDGE_CONFIG", "x")]).len(), 2);
+        assert_eq!(faults(&flags, &[("COHORT_BRIDGE_LINGER", "x")]).len(), 2);
     }
 
     #[test]

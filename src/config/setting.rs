@@ -55,6 +55,11 @@ impl Setting {
         self
     }
 
+    /// What faults call it: flag and variable.
+    pub fn names(&self) -> String {
+        format!("{} ({})", self.flag, self.variable)
+    }
+
     /// The variable that names a file with the value; secrets alone have one.
     pub fn file_variable(&self) -> Option<String> {
         (self.exposure == Exposure::Secret).then(|| format!("{}_FILE", self.variable))

@@ -171,6 +171,7 @@ mod tests {
             credentials,
             identifier: IdentifierRules::default(),
             trait_key: TraitKeyTemplate::default(),
+            explicit_keys: Vec::new(),
             hold_removals_above: None,
         };
         (name, Arc::new(source))

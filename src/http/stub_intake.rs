@@ -19,6 +19,7 @@ pub(crate) fn intake(sources: &[&str], properties: &[&str]) -> Intake {
             credentials: Credentials::parse_basic("user:pass").unwrap(),
             identifier: IdentifierRules::new(properties.iter().copied(), Anonymous::Skip),
             trait_key: TraitKeyTemplate::default(),
+            explicit_keys: Vec::new(),
             hold_removals_above: None,
         };
         (name.into(), Arc::new(source))

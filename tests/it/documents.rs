@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
@@ -324,6 +325,43 @@ fn the_example_environment_starts_the_service() {
         };
         assert_eq!(value, default, "{variable}");
     }
+}
+
+/// The trait keys that the program reads from a settings file of this text, by cohort.
+fn explicit_keys(text: &str) -> Vec<(String, String)> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let variables = [
+        ("COHORT_BRIDGE_CONFIG", file.path().to_str().unwrap()),
+        ("COHORT_BRIDGE_WEBHOOK_BASIC_AUTH", "mixpanel:secret"),
+        ("COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY", "ser.secret"),
+    ]
+    .map(|(variable, value)| (variable.to_owned(), value.to_owned()));
+    settings_of(&variables).sources[0]
+        .explicit_keys
+        .iter()
+        .map(|key| (key.cohort_id.clone(), key.trait_key.clone()))
+        .collect()
+}
+
+#[test]
+fn the_settings_files_shown_are_ones_that_the_program_takes() {
+    let pair = |id: &str, key: &str| (id.to_owned(), key.to_owned());
+    let trial = pair("5518203", "trial_power_users");
+    assert_eq!(
+        explicit_keys(&text_of("deploy/cohort-bridge.example.toml")),
+        [trial.clone(), pair("5518377", "churn_risk")]
+    );
+    let readme = text_of("README.md");
+    let shown: Vec<&str> = readme
+        .split("```toml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    let [shown] = shown[..] else {
+        panic!("one settings file in the README, please: {shown:?}");
+    };
+    assert_eq!(explicit_keys(shown), [trial]);
 }
 
 /// The value behind `key: ` wherever it stands in the manifest, in order.

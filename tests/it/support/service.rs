@@ -84,6 +84,7 @@ pub fn source(name: &str, credentials: Credentials) -> Source {
         credentials,
         identifier: IdentifierRules::default(),
         trait_key: TraitKeyTemplate::default(),
+        explicit_keys: Vec::new(),
         hold_removals_above: None,
     }
 }
