@@ -55,6 +55,7 @@ impl App {
     pub async fn build(settings: Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         warn_of_few_files(&settings);
         let store = open_store(&settings)?;
+        store.adopt_keys(clock.now()).await?;
         let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
         let health = Arc::new(Health::new(BACKLOG_LIMIT_PAGES));
         health.pages_found(store.waiting_pages().await?);
@@ -270,6 +271,9 @@ fn source_rules(source: &Source) -> SourceRules {
     SourceRules {
         name: source.name.clone(),
         trait_key: source.trait_key.clone(),
+        explicit_keys: source.explicit_keys.clone(),
+        identified_by: source.identifier.describe(),
+        hold_removals_above: source.hold_removals_above,
     }
 }
 

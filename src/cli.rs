@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use secrecy::SecretString;
 
 use crate::config::setting::{self, Setting};
+use crate::http::admin::views::Decision;
 use crate::operator::{Action, Selection};
 
 /// What follows the flags in `--help` of commands that have settings.
@@ -179,16 +180,14 @@ pub enum OperatorCommand {
         command: DeadLettersCommand,
     },
     /// Write every trait of a cohort again.
-    Resync {
-        /// The cohort's source, such as default.
-        #[arg(value_name = "SOURCE")]
-        source: String,
-        /// Mixpanel's id of the cohort.
-        #[arg(value_name = "COHORT_ID")]
-        cohort_id: String,
-        /// How to reach the service.
-        #[command(flatten)]
-        operator: OperatorArgs,
+    Resync(CohortArgs),
+    /// Let every member of a cohort leave, and then forget it but for its trait key.
+    Retire(CohortArgs),
+    /// Removals that wait for a decision: show them, approve them, or discard them.
+    HeldRemovals {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: HeldRemovalsCommand,
     },
     /// Show every cohort and where its delivery stands.
     Cohorts {
@@ -205,15 +204,43 @@ pub enum OperatorCommand {
         #[command(flatten)]
         operator: OperatorArgs,
     },
-    /// Erase one person from the ledger (not available in this version).
+    /// Erase one person from the ledger; who is still in a cohort comes back with its next full sync.
     Forget {
         /// The Flagsmith identifier.
         #[arg(value_name = "ID")]
         identifier: String,
+        /// Remove the person's traits from Flagsmith too; without it they stay there as they are.
+        #[arg(long)]
+        delete_traits: bool,
         /// How to reach the service.
         #[command(flatten)]
         operator: OperatorArgs,
     },
+}
+
+/// Which cohort is meant.
+#[derive(Args, Clone, Debug)]
+pub struct CohortArgs {
+    /// The cohort's source, such as default.
+    #[arg(value_name = "SOURCE")]
+    pub source: String,
+    /// Mixpanel's id of the cohort.
+    #[arg(value_name = "COHORT_ID")]
+    pub cohort_id: String,
+    /// How to reach the service.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+}
+
+/// What to do with held removals.
+#[derive(Debug, Subcommand)]
+pub enum HeldRemovalsCommand {
+    /// Show how many there are, and since when.
+    Show(CohortArgs),
+    /// They are right: these people leave the cohort.
+    Approve(CohortArgs),
+    /// They are wrong: these people keep the trait until the next full sync.
+    Discard(CohortArgs),
 }
 
 /// What to do with dead letters.
@@ -264,11 +291,17 @@ impl OperatorCommand {
                     Action::DropDeadLetters(selection(args.destination, args.identifier)),
                 ),
             },
-            OperatorCommand::Resync {
+            OperatorCommand::Resync(CohortArgs {
                 source,
                 cohort_id,
                 operator,
-            } => (operator, Action::Resync { source, cohort_id }),
+            }) => (operator, Action::Resync { source, cohort_id }),
+            OperatorCommand::Retire(CohortArgs {
+                source,
+                cohort_id,
+                operator,
+            }) => (operator, Action::Retire { source, cohort_id }),
+            OperatorCommand::HeldRemovals { command } => command.into_action(),
             OperatorCommand::Cohorts { operator } => (operator, Action::Cohorts),
             OperatorCommand::Member {
                 identifier,
@@ -276,9 +309,40 @@ impl OperatorCommand {
             } => (operator, Action::Member { identifier }),
             OperatorCommand::Forget {
                 identifier,
+                delete_traits,
                 operator,
-            } => (operator, Action::Forget { identifier }),
+            } => {
+                let forget = Action::Forget {
+                    identifier,
+                    delete_traits,
+                };
+                (operator, forget)
+            }
         }
+    }
+}
+
+impl HeldRemovalsCommand {
+    fn into_action(self) -> (OperatorArgs, Action) {
+        let (cohort, decision) = match self {
+            HeldRemovalsCommand::Show(cohort) => (cohort, None),
+            HeldRemovalsCommand::Approve(cohort) => (cohort, Some(Decision::Approve)),
+            HeldRemovalsCommand::Discard(cohort) => (cohort, Some(Decision::Discard)),
+        };
+        let CohortArgs {
+            source,
+            cohort_id,
+            operator,
+        } = cohort;
+        let action = match decision {
+            None => Action::HeldRemovals { source, cohort_id },
+            Some(decision) => Action::DecideHeldRemovals {
+                source,
+                cohort_id,
+                decision,
+            },
+        };
+        (operator, action)
     }
 }
 
@@ -304,15 +368,17 @@ where
 
 /// The command line with each setting's variable and default in its help.
 pub fn command() -> clap::Command {
-    let mut command = Cli::command()
-        .mut_subcommand("replay", |replay| with_notes(replay, setting::REPLAY))
-        .mut_subcommand("dead-letters", |letters| {
-            letters.mut_subcommands(|action| with_notes(action, setting::OPERATOR))
+    let mut command =
+        Cli::command().mut_subcommand("replay", |replay| with_notes(replay, setting::REPLAY));
+    for name in ["dead-letters", "held-removals"] {
+        command = command.mut_subcommand(name, |group| {
+            group.mut_subcommands(|action| with_notes(action, setting::OPERATOR))
         });
+    }
     for name in ["serve", "check"] {
         command = command.mut_subcommand(name, |serve| with_notes(serve, setting::SERVE));
     }
-    for name in ["resync", "cohorts", "member", "forget"] {
+    for name in ["resync", "retire", "cohorts", "member", "forget"] {
         command = command.mut_subcommand(name, |action| with_notes(action, setting::OPERATOR));
     }
     command
@@ -546,14 +612,16 @@ mod tests {
                 "{flag}"
             );
         }
-        let letters = command()
-            .find_subcommand_mut("dead-letters")
-            .expect("the command exists")
-            .find_subcommand_mut("drop")
-            .expect("the command exists")
-            .render_long_help()
-            .to_string();
-        assert!(letters.contains("COHORT_BRIDGE_ADMIN_URL"), "{letters}");
+        for (group, name) in [("dead-letters", "drop"), ("held-removals", "approve")] {
+            let help = command()
+                .find_subcommand_mut(group)
+                .expect("the command exists")
+                .find_subcommand_mut(name)
+                .expect("the command exists")
+                .render_long_help()
+                .to_string();
+            assert!(help.contains("COHORT_BRIDGE_ADMIN_URL"), "{help}");
+        }
     }
 
     #[test]
@@ -573,6 +641,11 @@ mod tests {
             "cohorts --admin-url http://h:1 --admin-token t",
             "member someone",
             "forget someone",
+            "forget someone --delete-traits",
+            "retire default 42",
+            "held-removals show default 42",
+            "held-removals approve default 42 --json",
+            "held-removals discard default 42 --admin-url http://h:1",
         ] {
             let words = std::iter::once("cohort-bridge").chain(line.split(' '));
             assert!(try_parse_from(words).is_ok(), "{line}");
@@ -588,6 +661,11 @@ mod tests {
             "serve extra",
             "replay",
             "resync default",
+            "retire default",
+            "held-removals",
+            "held-removals default 42",
+            "held-removals approve default",
+            "forget",
             "member",
             "dead-letters",
             "cohorts --listen 0.0.0.0:1",
@@ -635,12 +713,35 @@ mod tests {
                 identifier: "x".into()
             }
         );
+        for (line, delete_traits) in [("forget x", false), ("forget x --delete-traits", true)] {
+            let forget = Action::Forget {
+                identifier: "x".into(),
+                delete_traits,
+            };
+            assert_eq!(action(line), forget);
+        }
+        let (source, cohort_id) = ("eu".to_owned(), "7".to_owned());
         assert_eq!(
-            action("forget x"),
-            Action::Forget {
-                identifier: "x".into()
+            action("held-removals show eu 7"),
+            Action::HeldRemovals {
+                source: source.clone(),
+                cohort_id: cohort_id.clone()
             }
         );
+        for (word, decision) in [
+            ("approve", Decision::Approve),
+            ("discard", Decision::Discard),
+        ] {
+            assert_eq!(
+                action(&format!("held-removals {word} eu 7")),
+                Action::DecideHeldRemovals {
+                    source: source.clone(),
+                    cohort_id: cohort_id.clone(),
+                    decision
+                }
+            );
+        }
+        assert_eq!(action("retire eu 7"), Action::Retire { source, cohort_id });
     }
 
     #[test]

@@ -46,6 +46,39 @@ impl fmt::Display for Action {
     }
 }
 
+/// One half of a run: Mixpanel sends a difference as who joined and who left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Half {
+    /// `add_members`.
+    Add,
+    /// `remove_members`.
+    Remove,
+}
+
+impl Half {
+    /// What it says of the people it names.
+    pub const fn is_member(self) -> bool {
+        matches!(self, Half::Add)
+    }
+
+    /// The other half of a run.
+    pub const fn partner(self) -> Self {
+        match self {
+            Half::Add => Half::Remove,
+            Half::Remove => Half::Add,
+        }
+    }
+
+    /// The half that an action is; `None` for a full sync.
+    pub const fn of(action: Action) -> Option<Self> {
+        match action {
+            Action::Members => None,
+            Action::AddMembers => Some(Half::Add),
+            Action::RemoveMembers => Some(Half::Remove),
+        }
+    }
+}
+
 /// The name of a source (a Mixpanel connection), as in the webhook's path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct SourceName(pub Arc<str>);
@@ -88,6 +121,24 @@ pub enum OnLeave {
     Delete,
 }
 
+/// What a person is to a cohort, as its trait should show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// Not, or no longer, in it.
+    Left,
+    /// In it.
+    Member,
+    /// To be erased: no trait may remain, whatever becomes of leavers.
+    Erased,
+}
+
+impl Wanted {
+    /// Of a member or a leaver.
+    pub const fn of(member: bool) -> Self {
+        if member { Wanted::Member } else { Wanted::Left }
+    }
+}
+
 /// The state a destination should be in for one person and one cohort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
@@ -100,12 +151,21 @@ pub enum Target {
 }
 
 impl Target {
-    /// The state wanted for a member (`true`) or a leaver, under the destination's rule for leavers.
-    pub const fn of(member: bool, on_leave: OnLeave) -> Self {
-        match (member, on_leave) {
-            (true, _) => Target::True,
-            (false, OnLeave::False) => Target::False,
-            (false, OnLeave::Delete) => Target::Absent,
+    /// The state wanted for somebody, under the destination's rule for leavers.
+    pub const fn of(wanted: Wanted, on_leave: OnLeave) -> Self {
+        match (wanted, on_leave) {
+            (Wanted::Member, _) => Target::True,
+            (Wanted::Left, OnLeave::False) => Target::False,
+            (Wanted::Left, OnLeave::Delete) | (Wanted::Erased, _) => Target::Absent,
+        }
+    }
+
+    /// For whom this state is usually wanted.
+    pub const fn meant(self, on_leave: OnLeave) -> Wanted {
+        match (self, on_leave) {
+            (Target::True, _) => Wanted::Member,
+            (Target::False, _) | (Target::Absent, OnLeave::Delete) => Wanted::Left,
+            (Target::Absent, OnLeave::False) => Wanted::Erased,
         }
     }
 

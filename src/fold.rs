@@ -7,13 +7,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::plan::Plan;
 use crate::clock::{Clock, millis};
-use crate::roster::Roster;
-use crate::sorted::{Sorted, Sorter};
+use crate::sorted::{Items, Sorted};
 use crate::status::Health;
-use crate::store::{Applied, Chunk, Store, StoreError, WholeSession};
+use crate::store::{Applied, CohortRef, SessionRef, Store, StoreError, WholeSession};
+
+mod plan;
 
 /// Pages taken into sessions in one transaction.
 const PAGES_A_STEP: usize = 128;
@@ -27,8 +30,11 @@ const CHUNKS: std::ops::RangeInclusive<usize> = 256..=16_384;
 /// How long one transaction of the fold should take: short, since the front door waits behind it.
 const CHUNK_TIME: Duration = Duration::from_millis(12);
 
-/// Pages handed to the sorter at a time.
-const PAGES_A_SORT: usize = 64;
+/// People that one piece of an operator's order is about.
+const ORDERED_PEOPLE: usize = 2_048;
+
+/// People whose identifiers are noted in one transaction.
+const PLACED_AT_ONCE: usize = 4_096;
 
 /// Dropped pages a step.
 const TIDY_PAGES: usize = 128;
@@ -55,19 +61,33 @@ pub enum Step {
 pub struct Fold {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    applying: Option<Applying>,
+    work: Option<Work>,
     chunk: usize,
+    is_fixed: bool,
     may_be_whole: bool,
 }
 
 /// A whole session on its way into the ledger.
+enum Work {
+    /// Its people become members or leave.
+    Applying(Box<Applying>),
+    /// The identifiers that it gives are noted.
+    Placing {
+        session: SessionRef,
+        cohort: CohortRef,
+        sorted: Sorted,
+    },
+}
+
 struct Applying {
-    whole: WholeSession,
-    sorted: Sorted,
-    /// Taken from `sorted`, not yet applied.
-    next: Roster,
-    /// Whether nothing is left in `sorted`.
-    exhausted: bool,
+    plan: Plan,
+    /// `None` while the next piece is read beside the writer.
+    sorted: Option<Sorted>,
+    reading: Option<JoinHandle<io::Result<(Sorted, Items)>>>,
+    /// Read, not yet applied.
+    next: Items,
+    /// Whether nothing is left to read.
+    is_exhausted: bool,
     through: Option<String>,
 }
 
@@ -79,7 +99,7 @@ pub enum FoldError {
     Store(#[from] StoreError),
     /// The temporary file of a large session.
     #[error("the people of a session could not be sorted: {0}")]
-    Sort(#[from] std::io::Error),
+    Sort(#[from] io::Error),
 }
 
 impl Fold {
@@ -88,9 +108,20 @@ impl Fold {
         Fold {
             store,
             clock,
-            applying: None,
+            work: None,
             chunk: FIRST_CHUNK,
+            is_fixed: false,
             may_be_whole: true,
+        }
+    }
+
+    /// Applies sessions in pieces of so many people, however long that takes; for tests that want
+    /// many pieces.
+    pub fn in_pieces_of(self, people: usize) -> Self {
+        Fold {
+            chunk: people,
+            is_fixed: true,
+            ..self
         }
     }
 
@@ -99,15 +130,31 @@ impl Fold {
     /// # Errors
     /// Where the store fails; the step can be repeated.
     pub async fn step(&mut self) -> Result<Step, FoldError> {
-        if let Some(applying) = self.applying.take() {
-            self.applying = self.apply_some(applying).await?;
+        if let Some(work) = self.work.take() {
+            self.work = match work {
+                Work::Applying(applying) => self.apply_some(*applying).await?,
+                Work::Placing {
+                    session,
+                    cohort,
+                    sorted,
+                } => self.place_some(session, cohort, sorted).await?,
+            };
             // The page that made the session whole counts as waiting until now.
-            let pages = usize::from(self.applying.is_none());
+            let pages = usize::from(self.work.is_none());
+            self.may_be_whole |= self.work.is_none();
             return Ok(Step::Busy { pages });
         }
         if self.may_be_whole {
+            // What an operator ordered was ordered before whatever comes now.
+            if self
+                .store
+                .carry_out(ORDERED_PEOPLE, self.clock.now())
+                .await?
+            {
+                return Ok(Step::Busy { pages: 0 });
+            }
             if let Some(whole) = self.store.whole_session().await? {
-                self.applying = Some(self.sort(whole).await?);
+                self.work = Some(self.begin(whole).await?);
                 return Ok(Step::Busy { pages: 0 });
             }
             self.may_be_whole = false;
@@ -116,11 +163,13 @@ impl Fold {
         self.may_be_whole = assembled.whole;
         if assembled.pages > 0 {
             return Ok(Step::Busy {
-                pages: assembled.pages - usize::from(assembled.whole),
+                pages: assembled.pages - assembled.notes - usize::from(assembled.whole),
             });
         }
-        let tidied = self.store.tidy(TIDY_PAGES, self.clock.now()).await?;
-        Ok(if tidied > 0 {
+        let now = self.clock.now();
+        let is_busy = self.store.carry_out(ORDERED_PEOPLE, now).await?
+            || self.store.tidy(TIDY_PAGES, now).await? > 0;
+        Ok(if is_busy {
             Step::Busy { pages: 0 }
         } else {
             Step::Idle
@@ -148,80 +197,98 @@ impl Fold {
                 Ok(Step::Idle) => TIDY_EVERY,
                 Err(error) => {
                     tracing::error!(%error, "folding waits: the ledger cannot be written");
-                    self.applying = None;
+                    self.work = None;
                     self.may_be_whole = true;
                     AFTER_FAILURE
                 }
             };
             let until = self.clock.now() + millis(rest);
             tokio::select! {
-                () = health.page_arrived() => {}
+                () = health.fold_is_wanted() => {}
                 () = self.clock.sleep_until(until) => {}
                 () = stop.cancelled() => {}
             }
         }
     }
 
-    async fn sort(&self, whole: WholeSession) -> Result<Applying, FoldError> {
-        let mut sorter = Sorter::default();
-        for pages in whole.pages.chunks(PAGES_A_SORT) {
-            let mut rosters = Vec::with_capacity(pages.len());
-            for page in pages {
-                rosters.push(self.store.page_roster(whole.session, *page).await?);
+    async fn begin(&self, whole: WholeSession) -> Result<Work, FoldError> {
+        if whole.maps_people && whole.effect.brings_in() {
+            for page in &whole.pages {
+                let now = self.clock.now();
+                self.store.rename_people(whole.session, *page, now).await?;
             }
-            sorter = aside(move || {
-                rosters.iter().try_for_each(|page| sorter.add(page))?;
-                Ok(sorter)
-            })
-            .await?;
         }
-        Ok(Applying {
-            through: whole.applied_through.clone(),
-            sorted: aside(|| sorter.finish()).await?,
-            next: Roster::default(),
-            exhausted: false,
-            whole,
-        })
+        let through = whole.applied_through.clone();
+        let (plan, sorted) = plan::make(&*self.store, whole).await?;
+        Ok(Work::Applying(Box::new(Applying {
+            plan,
+            sorted: Some(sorted),
+            reading: None,
+            next: Items::default(),
+            is_exhausted: false,
+            through,
+        })))
     }
 
-    async fn apply_some(&mut self, mut applying: Applying) -> Result<Option<Applying>, FoldError> {
-        if applying.next.is_empty() && !applying.exhausted {
-            applying.next = applying
-                .sorted
-                .take(self.chunk, applying.through.as_deref())?;
-            applying.exhausted = applying.next.len() < self.chunk;
+    async fn apply_some(&mut self, mut applying: Applying) -> Result<Option<Work>, FoldError> {
+        if applying.next.is_empty() && !applying.is_exhausted {
+            applying.read(self.chunk).await?;
         }
-        let chunk = Chunk {
-            session: applying.whole.session,
-            cohort: applying.whole.cohort,
-            effect: applying.whole.effect,
-            after: applying.through.clone(),
-            last: applying.exhausted,
-            identifiers: applying.next.clone(),
-        };
-        let (people, start) = (chunk.identifiers.len(), Instant::now());
+        applying.read_ahead(self.chunk);
+        let chunk = applying.plan.chunk(
+            applying.next.clone(),
+            applying.through.clone(),
+            applying.is_exhausted,
+        );
+        let (people, start) = (chunk.people.len(), Instant::now());
         let applied = self.store.apply(chunk, self.clock.now()).await?;
         self.adapt(people, start.elapsed());
         match applied {
-            Applied::Done => {
-                self.may_be_whole = true;
-                Ok(None)
+            Applied::Done if applying.plan.places_people() => {
+                let sorted = plan::by_person(&*self.store, &applying.plan.whole).await?;
+                Ok(Some(Work::Placing {
+                    session: applying.plan.whole.session,
+                    cohort: applying.plan.whole.cohort,
+                    sorted,
+                }))
             }
+            Applied::Done => Ok(None),
             Applied::Through(through) => {
-                applying.next = Roster::from_sorted(
-                    applying
-                        .next
-                        .iter()
-                        .filter(|entry| entry.identifier > &*through),
-                );
+                applying.next = match applying.next.last_identifier() {
+                    Some(last) if *last > *through => applying.next.behind(&through),
+                    _ => Items::default(),
+                };
                 applying.through = Some(through);
-                Ok(Some(applying))
+                Ok(Some(Work::Applying(Box::new(applying))))
             }
         }
+    }
+
+    async fn place_some(
+        &mut self,
+        session: SessionRef,
+        cohort: CohortRef,
+        mut sorted: Sorted,
+    ) -> Result<Option<Work>, FoldError> {
+        let people = sorted.take(PLACED_AT_ONCE, None)?;
+        if people.is_empty() {
+            self.store.finish(session, self.clock.now()).await?;
+            return Ok(None);
+        }
+        let people = people.iter().filter_map(plan::person_and_identifier);
+        self.store.place_people(cohort, people.collect()).await?;
+        Ok(Some(Work::Placing {
+            session,
+            cohort,
+            sorted,
+        }))
     }
 
     /// Brings the size of a chunk to where one takes about [`CHUNK_TIME`].
     fn adapt(&mut self, people: usize, took: Duration) {
+        if self.is_fixed {
+            return;
+        }
         if took > CHUNK_TIME {
             self.chunk = (self.chunk / 2).max(*CHUNKS.start());
         } else if people == self.chunk && took < CHUNK_TIME / 2 {
@@ -230,9 +297,33 @@ impl Fold {
     }
 }
 
-/// Sorting takes seconds for a large session; delivery goes on beside it.
-async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await?
+impl Applying {
+    /// Reads the next piece, or waits for it.
+    async fn read(&mut self, limit: usize) -> io::Result<()> {
+        if let Some(reading) = self.reading.take() {
+            let (sorted, items) = reading.await??;
+            self.sorted = Some(sorted);
+            self.next = items;
+        } else if let Some(sorted) = &mut self.sorted {
+            self.next = sorted.take(limit, self.through.as_deref())?;
+        }
+        self.is_exhausted = match &mut self.sorted {
+            Some(sorted) => sorted.is_at_end()?,
+            None => true,
+        };
+        Ok(())
+    }
+
+    /// Has the piece after the next one read while the next one is applied.
+    fn read_ahead(&mut self, limit: usize) {
+        if self.reading.is_some() || self.is_exhausted {
+            return;
+        }
+        if let Some(mut sorted) = self.sorted.take() {
+            self.reading = Some(tokio::task::spawn_blocking(move || {
+                let items = sorted.take(limit, None)?;
+                Ok((sorted, items))
+            }));
+        }
+    }
 }

@@ -12,7 +12,8 @@
 //! 3. [Parse](mixpanel::parse): only the identifiers are kept.
 //! 4. [Append](store::Store::append) to the inbox; on disk before the answer.
 //! 5. [Assemble](store::Store::assemble) pages into a [`session`].
-//! 6. [Apply](store::Store::apply) a whole session in the [`fold`].
+//! 6. [Judge](run) which runs Mixpanel counts, and [apply](store::Store::apply) the whole session in
+//!    the [`fold`].
 //! 7. [Claim](store::Store::exchange) identities whose traits are not as wanted.
 //! 8. [Write](flagsmith::Flagsmith::write) all changed traits of one identity in one call.
 //! 9. [Settle](store::Settlement): what was proved is known, the rest is asserted again.
@@ -32,13 +33,16 @@ pub mod fold;
 pub mod gate;
 pub mod guard;
 pub mod http;
+pub mod layers;
 pub mod logging;
 pub mod metrics;
 pub mod mixpanel;
+pub mod number;
 pub mod operator;
 pub mod replay;
 pub mod rfc3339;
 pub mod roster;
+pub mod run;
 pub mod session;
 pub mod signature;
 pub mod sorted;

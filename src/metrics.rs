@@ -5,13 +5,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
 };
 
 use crate::cohort::{Action, DestinationName, SourceName};
 use crate::mixpanel::SetAside;
 use crate::status::{DestinationState, StatusSnapshot};
+
+mod register;
+
+use register::Register;
 
 /// The `source` label of a request that names no source of the settings.
 pub const UNKNOWN_SOURCE: &str = "unknown";
@@ -117,6 +121,8 @@ struct Gauges {
     dead: IntGaugeVec,
     oldest_pending_seconds: GaugeVec,
     last_heard_timestamp_seconds: GaugeVec,
+    held_removals: IntGaugeVec,
+    cohort_runs: IntGaugeVec,
     destination_halted: IntGaugeVec,
     inbox_pages: IntGauge,
     resident_memory_bytes: IntGauge,
@@ -188,6 +194,16 @@ impl Metrics {
                     "Unix time at which a page of the cohort last arrived.",
                     &["source", "cohort_id"],
                 )?,
+                held_removals: register.int_gauges(
+                    "cohort_bridge_held_removals",
+                    "People whose removal from the cohort waits for a decision.",
+                    &["source", "cohort_id"],
+                )?,
+                cohort_runs: register.int_gauges(
+                    "cohort_bridge_cohort_runs",
+                    "Runs of differences of the cohort, by what became of them.",
+                    &["source", "cohort_id", "outcome"],
+                )?,
                 destination_halted: register.int_gauges(
                     "cohort_bridge_destination_halted",
                     "1 while the destination waits to be mended, else 0.",
@@ -246,7 +262,7 @@ impl Metrics {
             .inc_by(count(members));
         for &(reason, members) in set_aside {
             self.members_set_aside
-                .with_label_values(&[&source.0, reason_label(reason)])
+                .with_label_values(&[&source.0, reason.as_str()])
                 .inc_by(count(members));
         }
     }
@@ -289,6 +305,8 @@ impl Gauges {
         self.dead.reset();
         self.oldest_pending_seconds.reset();
         self.last_heard_timestamp_seconds.reset();
+        self.held_removals.reset();
+        self.cohort_runs.reset();
         self.destination_halted.reset();
         for destination in &snapshot.destinations {
             let label = [&*destination.name.0];
@@ -311,81 +329,27 @@ impl Gauges {
                 .set(seconds(outstanding.oldest_pending_ms.unwrap_or(0)));
         }
         for cohort in snapshot.known_cohorts() {
+            let (source, cohort_id) = (&*cohort.source.0, &*cohort.cohort_id);
             self.last_heard_timestamp_seconds
-                .with_label_values(&[&*cohort.source.0, &cohort.cohort_id])
+                .with_label_values(&[source, cohort_id])
                 .set(seconds(cohort.last_heard_at));
+            // Added, since cohorts of two projects may share an id; `reset` made them all nought.
+            self.held_removals
+                .with_label_values(&[source, cohort_id])
+                .add(gauge(cohort.held.as_ref().map_or(0, |held| held.held)));
+            for (outcome, runs) in [
+                ("accepted", cohort.runs.accepted),
+                ("dropped", cohort.runs.dropped),
+                ("undone", cohort.runs.undone),
+            ] {
+                self.cohort_runs
+                    .with_label_values(&[source, cohort_id, outcome])
+                    .add(gauge(runs));
+            }
         }
         self.inbox_pages.set(gauge(snapshot.backlog_pages));
         self.resident_memory_bytes
             .set(gauge(resident_memory_bytes().unwrap_or(0)));
-    }
-}
-
-/// Makes metrics and registers them.
-struct Register<'a>(&'a Registry);
-
-impl Register<'_> {
-    fn counters(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-    ) -> Result<IntCounterVec, prometheus::Error> {
-        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(counters.clone()))?;
-        Ok(counters)
-    }
-
-    fn int_gauges(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-    ) -> Result<IntGaugeVec, prometheus::Error> {
-        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(gauges.clone()))?;
-        Ok(gauges)
-    }
-
-    fn gauges(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-    ) -> Result<GaugeVec, prometheus::Error> {
-        let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(gauges.clone()))?;
-        Ok(gauges)
-    }
-
-    fn int_gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        let gauge = IntGauge::new(name, help)?;
-        self.0.register(Box::new(gauge.clone()))?;
-        Ok(gauge)
-    }
-
-    fn histogram(
-        &self,
-        name: &str,
-        help: &str,
-        buckets: &[f64],
-    ) -> Result<Histogram, prometheus::Error> {
-        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-        let histogram = Histogram::with_opts(options)?;
-        self.0.register(Box::new(histogram.clone()))?;
-        Ok(histogram)
-    }
-}
-
-const fn reason_label(reason: SetAside) -> &'static str {
-    match reason {
-        SetAside::Missing => "missing",
-        SetAside::Blank => "blank",
-        SetAside::TooLong => "too_long",
-        SetAside::Nul => "nul",
-        SetAside::Padded => "padded",
-        SetAside::Surrogate => "surrogate",
-        SetAside::Anonymous => "anonymous",
     }
 }
 
@@ -416,7 +380,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::http::stub_store::cohort;
+    use crate::http::stub_store::{cohort, troubled_cohort};
     use crate::status::DestinationStatus;
 
     fn snapshot() -> StatusSnapshot {
@@ -431,7 +395,7 @@ mod tests {
                 },
                 in_flight: 0,
             }],
-            cohorts: Ok(vec![cohort("7"), cohort("8")]),
+            cohorts: Ok(vec![troubled_cohort("7"), cohort("8")]),
         }
     }
 
@@ -466,6 +430,11 @@ mod tests {
             r#"cohort_bridge_dead{destination="production"} 2"#,
             r#"cohort_bridge_oldest_pending_seconds{destination="production"} 60"#,
             r#"cohort_bridge_last_heard_timestamp_seconds{cohort_id="7",source="default"} 90"#,
+            r#"cohort_bridge_held_removals{cohort_id="7",source="default"} 1204"#,
+            r#"cohort_bridge_held_removals{cohort_id="8",source="default"} 0"#,
+            r#"cohort_bridge_cohort_runs{cohort_id="7",outcome="accepted",source="default"} 40"#,
+            r#"cohort_bridge_cohort_runs{cohort_id="7",outcome="dropped",source="default"} 2"#,
+            r#"cohort_bridge_cohort_runs{cohort_id="7",outcome="undone",source="default"} 1"#,
             r#"cohort_bridge_destination_halted{destination="production"} 1"#,
             "cohort_bridge_inbox_pages 3",
             concat!(
@@ -501,7 +470,24 @@ mod tests {
         let text = metrics.render(&blind).unwrap();
         assert!(!text.contains("cohort_bridge_pending{"));
         assert!(!text.contains("cohort_bridge_last_heard_timestamp_seconds{"));
+        assert!(!text.contains("cohort_bridge_held_removals{"));
+        assert!(!text.contains("cohort_bridge_cohort_runs{"));
         assert!(text.contains(r#"cohort_bridge_destination_halted{destination="production"} 1"#));
+    }
+
+    #[test]
+    fn cohorts_that_share_an_id_are_counted_together_and_not_twice() {
+        let metrics = Metrics::new().unwrap();
+        let shared = StatusSnapshot {
+            cohorts: Ok(vec![troubled_cohort("7"), troubled_cohort("7")]),
+            ..snapshot()
+        };
+        for _ in 0..2 {
+            let text = metrics.render(&shared).unwrap();
+            assert!(text.contains(
+                "cohort_bridge_held_removals{cohort_id=\"7\",source=\"default\"} 2408\n"
+            ));
+        }
     }
 
     #[test]

@@ -176,3 +176,33 @@ pub enum SetAside {
     /// `$device:…` under [`Anonymous::Skip`].
     Anonymous,
 }
+
+impl SetAside {
+    /// The word for it in metrics, in the admin API and in the ledger.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            SetAside::Missing => "missing",
+            SetAside::Blank => "blank",
+            SetAside::TooLong => "too_long",
+            SetAside::Nul => "nul",
+            SetAside::Padded => "padded",
+            SetAside::Surrogate => "surrogate",
+            SetAside::Anonymous => "anonymous",
+        }
+    }
+
+    /// The reason that a word stands for.
+    pub fn parse(word: &str) -> Option<Self> {
+        [
+            SetAside::Missing,
+            SetAside::Blank,
+            SetAside::TooLong,
+            SetAside::Nul,
+            SetAside::Padded,
+            SetAside::Surrogate,
+            SetAside::Anonymous,
+        ]
+        .into_iter()
+        .find(|reason| reason.as_str() == word)
+    }
+}

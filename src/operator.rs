@@ -3,12 +3,14 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, StatusCode, redirect};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::config::AdminEndpoint;
+use crate::http::admin::views::{Decision, DecisionOrder};
 
 mod answer;
 mod table;
@@ -42,10 +44,35 @@ pub enum Action {
         /// Mixpanel's id of the cohort.
         cohort_id: String,
     },
+    /// Let every member of a cohort leave, and forget it.
+    Retire {
+        /// The cohort's source.
+        source: String,
+        /// Mixpanel's id of the cohort.
+        cohort_id: String,
+    },
+    /// Show the removals of a cohort that are held.
+    HeldRemovals {
+        /// The cohort's source.
+        source: String,
+        /// Mixpanel's id of the cohort.
+        cohort_id: String,
+    },
+    /// Decide on them.
+    DecideHeldRemovals {
+        /// The cohort's source.
+        source: String,
+        /// Mixpanel's id of the cohort.
+        cohort_id: String,
+        /// What becomes of them.
+        decision: Decision,
+    },
     /// Erase one person.
     Forget {
         /// The Flagsmith identifier.
         identifier: String,
+        /// From Flagsmith too.
+        delete_traits: bool,
     },
 }
 
@@ -154,8 +181,8 @@ async fn ask(action: &Action, endpoint: &AdminEndpoint) -> Result<String, Operat
     if let Some(token) = &endpoint.token {
         request = request.bearer_auth(token.expose_secret());
     }
-    if let Some(selection) = action.selection() {
-        request = request.json(selection);
+    if let Some(body) = action.body()? {
+        request = request.header(CONTENT_TYPE, "application/json").body(body);
     }
     let unreachable = |source: reqwest::Error| OperatorError::Unreachable {
         url: endpoint.url.clone(),
@@ -179,43 +206,68 @@ async fn ask(action: &Action, endpoint: &AdminEndpoint) -> Result<String, Operat
 impl Action {
     fn method(&self) -> Method {
         match self {
-            Action::Cohorts | Action::Member { .. } | Action::DeadLetters => Method::GET,
-            Action::RetryDeadLetters(_) | Action::DropDeadLetters(_) | Action::Resync { .. } => {
-                Method::POST
-            }
+            Action::Cohorts
+            | Action::Member { .. }
+            | Action::DeadLetters
+            | Action::HeldRemovals { .. } => Method::GET,
+            Action::RetryDeadLetters(_)
+            | Action::DropDeadLetters(_)
+            | Action::Resync { .. }
+            | Action::Retire { .. }
+            | Action::DecideHeldRemovals { .. } => Method::POST,
             Action::Forget { .. } => Method::DELETE,
         }
     }
 
-    /// What narrows the action, where anything does.
-    fn selection(&self) -> Option<&Selection> {
+    /// The JSON to send along, where there is something to say.
+    fn body(&self) -> Result<Option<String>, serde_json::Error> {
         match self {
-            Action::RetryDeadLetters(selection) | Action::DropDeadLetters(selection) => {
-                Some(selection).filter(|selection| **selection != Selection::default())
+            Action::RetryDeadLetters(selection) | Action::DropDeadLetters(selection)
+                if *selection != Selection::default() =>
+            {
+                serde_json::to_string(selection).map(Some)
             }
-            _ => None,
+            Action::DecideHeldRemovals { decision, .. } => {
+                let order = DecisionOrder {
+                    decision: *decision,
+                };
+                serde_json::to_string(&order).map(Some)
+            }
+            _ => Ok(None),
         }
     }
 
     fn url(&self, base: &Url) -> Result<Url, OperatorError> {
         let path = match self {
             Action::Cohorts => "cohorts".to_owned(),
-            Action::Member { identifier } | Action::Forget { identifier } => {
-                format!("members/{}", segment(identifier)?)
+            Action::Member { identifier } => format!("members/{}", segment(identifier)?),
+            Action::Forget {
+                identifier,
+                delete_traits,
+            } => {
+                let query = if *delete_traits { "?traits=delete" } else { "" };
+                format!("members/{}{query}", segment(identifier)?)
             }
             Action::DeadLetters => "dead-letters".to_owned(),
             Action::RetryDeadLetters(_) => "dead-letters/retry".to_owned(),
             Action::DropDeadLetters(_) => "dead-letters/drop".to_owned(),
-            Action::Resync { source, cohort_id } => {
-                format!(
-                    "cohorts/{}/{}/resync",
-                    segment(source)?,
-                    segment(cohort_id)?
-                )
-            }
+            Action::Resync { source, cohort_id } => of_cohort(source, cohort_id, "resync")?,
+            Action::Retire { source, cohort_id } => of_cohort(source, cohort_id, "retire")?,
+            Action::HeldRemovals { source, cohort_id }
+            | Action::DecideHeldRemovals {
+                source, cohort_id, ..
+            } => of_cohort(source, cohort_id, "held-removals")?,
         };
         Ok(base.join(&format!("api/v1/{path}"))?)
     }
+}
+
+fn of_cohort(source: &str, cohort_id: &str, call: &str) -> Result<String, OperatorError> {
+    Ok(format!(
+        "cohorts/{}/{}/{call}",
+        segment(source)?,
+        segment(cohort_id)?
+    ))
 }
 
 /// One path segment, percent-encoded but for what RFC 3986 calls unreserved. `Url` by itself would
@@ -323,6 +375,7 @@ mod tests {
         Action::Cohorts,
         r#"{"cohorts":[{"source":"default","cohort_id":"42","project_id":"7","name":"Power users",
             "trait_key":"mixpanel_cohort_power_users","members":3,"last_heard_at":0,
+            "state":"followed","held_removals":{"held":1204,"session":null,"since":"x"},
             "session":{"id":"s","action":"members","pages_received":1,"pages_total":4,"completed_at":null},
             "destinations":[
               {"name":"eu","written":2,"pending":1,"dead":0,"oldest_pending_seconds":12.4},
@@ -350,6 +403,7 @@ mod tests {
                 "Power users",
                 "mixpanel_cohort_power_users",
                 "3",
+                "held 1,204",
                 "1970-01-01 00:00:00Z",
                 "members 1/4",
                 "eu",
@@ -361,6 +415,114 @@ mod tests {
         );
         assert!(lines[2].contains(" us "), "{printed}");
         assert!(lines[3].contains("2026-01-01T00:00:00Z"), "{printed}");
+    }
+
+    /// The column STATE of a cohort with these keys, delivered to two destinations.
+    async fn states(keys: &str) -> [String; 2] {
+        let answer = format!(
+            r#"{{"cohorts":[{{"source":"s","cohort_id":"1","name":"n","trait_key":"t","members":0,{keys}
+            "destinations":[{{"name":"a","written":0,"pending":0,"dead":0,"ready":true}},
+                {{"name":"b","written":0,"pending":0,"dead":0,"ready":false}}]}}]}}"#
+        );
+        let (_, printed) = exchange(Action::Cohorts, &answer).await;
+        let lines: Vec<&str> = printed.lines().collect();
+        let column = |name| lines[0].find(name).expect("a heading");
+        let range = column("STATE")..column("LAST HEARD");
+        [1, 2].map(|row| lines[row][range.clone()].trim().to_owned())
+    }
+
+    #[tokio::test]
+    async fn the_state_is_the_most_urgent_that_is_true_there() {
+        let sync = r#""needs_full_sync":{"reason":"r","how":"h"},"#;
+        for (keys, here, there) in [
+            (r#""state":"followed","#.to_owned(), "ready", "arriving"),
+            (
+                format!(r#""state":"followed",{sync}"#),
+                "needs full sync",
+                "needs full sync",
+            ),
+            (
+                format!(r#""state":"followed",{sync}"held_removals":{{"held":2}},"#),
+                "held 2",
+                "held 2",
+            ),
+            (
+                format!(r#""state":"retiring",{sync}"#),
+                "retiring",
+                "retiring",
+            ),
+            (r#""state":"retired","#.to_owned(), "retired", "retired"),
+            (r#""state":"unheard of","#.to_owned(), "-", "-"),
+            // An older service.
+            (String::new(), "-", "-"),
+        ] {
+            assert_eq!(states(&keys).await, [here, there], "{keys}");
+        }
+    }
+
+    #[tokio::test]
+    async fn held_removals_are_shown_and_decided_on() {
+        let (source, cohort_id) = ("eu west".to_owned(), "4/2".to_owned());
+        let path = "/api/v1/cohorts/eu%20west/4%2F2/held-removals HTTP";
+        let show = Action::HeldRemovals {
+            source: source.clone(),
+            cohort_id: cohort_id.clone(),
+        };
+        for (answer, text) in [
+            (
+                r#"{"held":0,"session":null,"since":null}"#,
+                "no removals are held\n",
+            ),
+            (
+                r#"{"held":1204,"session":"s\u001b","since":"2026-01-01T00:00:00.000Z"}"#,
+                "1,204 removals are held since 2026-01-01T00:00:00.000Z (session s\\u{1b})\n",
+            ),
+            (
+                r#"{"held":1,"session":null,"since":"2026-01-01T00:00:00.000Z"}"#,
+                "1 removal is held since 2026-01-01T00:00:00.000Z\n",
+            ),
+        ] {
+            let (request, printed) = exchange(show.clone(), answer).await;
+            assert!(request.starts_with(&format!("GET {path}")), "{request}");
+            assert_eq!(printed, text);
+        }
+        for (decision, word, text) in [
+            (Decision::Approve, "approve", "1,204 people leave\n"),
+            (
+                Decision::Discard,
+                "discard",
+                "1,204 people stay until the next full sync\n",
+            ),
+        ] {
+            let decide = Action::DecideHeldRemovals {
+                source: source.clone(),
+                cohort_id: cohort_id.clone(),
+                decision,
+            };
+            let answer = format!(r#"{{"decision":"{word}","held":1204}}"#);
+            let (request, printed) = exchange(decide, &answer).await;
+            assert!(request.starts_with(&format!("POST {path}")), "{request}");
+            let body = format!(r#"{{"decision":"{word}"}}"#);
+            assert!(request.ends_with(&body), "{request}");
+            assert_eq!(printed, text);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cohort_is_retired() {
+        let retire = Action::Retire {
+            source: "eu".into(),
+            cohort_id: "4/2".into(),
+        };
+        let (request, printed) = exchange(retire, r#"{"retiring":1204}"#).await;
+        assert!(
+            request.starts_with("POST /api/v1/cohorts/eu/4%2F2/retire HTTP"),
+            "{request}"
+        );
+        assert_eq!(
+            printed,
+            "1,204 members leave, then the cohort is forgotten\n"
+        );
     }
 
     #[tokio::test]
@@ -393,6 +555,7 @@ mod tests {
         for identifier in ["", ".", ".."] {
             let action = Action::Forget {
                 identifier: identifier.to_owned(),
+                delete_traits: true,
             };
             let error = run(&action, &endpoint, Output::Table, &mut Vec::new())
                 .await
@@ -454,15 +617,16 @@ mod tests {
         );
         assert_eq!(printed, "12 to be written again\n");
 
-        let forget = Action::Forget {
-            identifier: "p".into(),
-        };
-        let (request, printed) = exchange(forget, r#"{"forgotten":1}"#).await;
-        assert!(
-            request.starts_with("DELETE /api/v1/members/p HTTP"),
-            "{request}"
-        );
-        assert_eq!(printed, "1 forgotten\n");
+        for (delete_traits, path) in [(false, "p%3F"), (true, "p%3F?traits=delete")] {
+            let forget = Action::Forget {
+                identifier: "p?".into(),
+                delete_traits,
+            };
+            let (request, printed) = exchange(forget, r#"{"forgotten":2}"#).await;
+            let line = format!("DELETE /api/v1/members/{path} HTTP");
+            assert!(request.starts_with(&line), "{request}");
+            assert_eq!(printed, "forgotten in 2 cohorts\n");
+        }
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@
 //! | a page that is held with other people | a new pass: it replaces the old one, pages below it stay, pages above it must come again |
 //! | another `total_pages` | the latest counts; held pages stay |
 //! | the last missing page | the session is whole: it takes effect |
-//! | a change after it took effect | it is open again, and takes effect again when it is whole |
+//! | a change after it took effect | it is open again, and takes effect again when it is whole; a half of a [`run`](crate::run) then begins a run of its own |
 //! | a page of a session that a newer one superseded | nothing: its state of the world is older than what is known |
 //! | a page of a session that expired | it begins the session again, from nothing |
 //!
@@ -36,9 +36,11 @@ pub enum State {
     Open,
     /// All pages are there; it waits to take effect.
     Whole,
-    /// It took effect.
-    Applied,
-    /// Superseded or expired: nothing changes it any more.
+    /// Half of a run: it took effect, and may be taken back.
+    Tentative,
+    /// It took effect, and so did its partner where it has one.
+    Accepted,
+    /// Superseded, expired, taken back, or part of the base for good: nothing changes it any more.
     Ended,
 }
 
@@ -99,6 +101,11 @@ impl Session {
             State::Open
         };
         placement
+    }
+
+    /// Whether the page is held, and nothing else is new on it.
+    pub fn repeats(&self, number: u32, total: u32, fingerprint: Fingerprint) -> bool {
+        self.total == total && self.pages.get(&number) == Some(&fingerprint)
     }
 
     /// How many of the pages that count are held.
@@ -193,9 +200,9 @@ mod tests {
     #[test]
     fn an_applied_session_opens_again_only_for_news() {
         let mut session = walk(&[(1, 2, A, HOLD, State::Open), (2, 2, A, HOLD, State::Whole)]);
-        session.state = State::Applied;
+        session.state = State::Accepted;
         assert_eq!(session.receive(1, 2, A), DROP);
-        assert_eq!(session.state, State::Applied);
+        assert_eq!(session.state, State::Accepted);
         assert_eq!(session.receive(1, 2, B), REPLACE);
         assert_eq!(session.state, State::Open);
         assert_eq!(session.receive(2, 2, A), HOLD);

@@ -1,5 +1,6 @@
 //! How the service is doing: what the loops report and the admin listener shows.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,7 +8,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::clock::Millis;
 use crate::cohort::DestinationName;
-use crate::store::{CohortView, DeliveryView};
+use crate::number::Number;
+use crate::store::{CohortStanding, CohortView, DeliveryView, FullSyncReason};
 
 /// Pages that may wait in the inbox before Mixpanel is asked to come back later: ten full syncs
 /// of its largest cohort (10 million users in pages of 1,000), some gigabytes on disk.
@@ -57,8 +59,13 @@ impl Health {
         self.arrived.notify_one();
     }
 
-    /// Returns when a page came since the last call; for the fold alone.
-    pub async fn page_arrived(&self) {
+    /// An operator ordered something that the fold carries out.
+    pub fn order_given(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Returns when a page or an order came since the last call; for the fold alone.
+    pub async fn fold_is_wanted(&self) {
         self.arrived.notified().await;
     }
 
@@ -265,9 +272,111 @@ pub fn oldest_pending_ms(delivery: &DeliveryView, now: Millis) -> Option<Millis>
         .map(|since| now.saturating_sub(since).max(0))
 }
 
+/// What to know of a cohort first: of everything that is true of it, the most urgent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CohortState {
+    /// Whoever has no trait is known to be outside.
+    Ready,
+    /// Its first session is not whole, or not delivered.
+    Arriving,
+    /// Who is in it here may not be who is in it in Mixpanel.
+    NeedsFullSync,
+    /// So many people keep their trait until somebody decides.
+    Held(u64),
+    /// Its members are leaving.
+    Retiring,
+    /// Forgotten but for its trait key.
+    Retired,
+}
+
+impl CohortState {
+    /// The most urgent of what is said of a cohort.
+    pub fn of(standing: CohortStanding, held: u64, needs_full_sync: bool, ready: bool) -> Self {
+        match standing {
+            CohortStanding::Retired => CohortState::Retired,
+            CohortStanding::Retiring => CohortState::Retiring,
+            CohortStanding::Followed if held > 0 => CohortState::Held(held),
+            CohortStanding::Followed if needs_full_sync => CohortState::NeedsFullSync,
+            CohortStanding::Followed if ready => CohortState::Ready,
+            CohortStanding::Followed => CohortState::Arriving,
+        }
+    }
+}
+
+impl From<&CohortView> for CohortState {
+    fn from(cohort: &CohortView) -> Self {
+        CohortState::of(
+            cohort.standing,
+            cohort.held.as_ref().map_or(0, |held| held.held),
+            cohort.needs_full_sync.is_some(),
+            cohort.destinations.iter().all(|delivery| delivery.ready),
+        )
+    }
+}
+
+impl fmt::Display for CohortState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CohortState::Ready => f.write_str("ready"),
+            CohortState::Arriving => f.write_str("arriving"),
+            CohortState::NeedsFullSync => f.write_str("needs full sync"),
+            CohortState::Held(held) => write!(f, "held {}", Number(*held)),
+            CohortState::Retiring => f.write_str("retiring"),
+            CohortState::Retired => f.write_str("retired"),
+        }
+    }
+}
+
+/// Why a cohort needs a full sync, as a sentence.
+pub fn full_sync_reason(reason: &FullSyncReason) -> String {
+    match reason {
+        FullSyncReason::IdentifiedOtherwise { was, now } => {
+            format!("The identifier rules changed from '{was}' to '{now}'.")
+        }
+    }
+}
+
+/// How to come by a full sync: Mixpanel makes one for a new sync only.
+pub const FULL_SYNC_HOW: &str =
+    "In Mixpanel, disconnect the cohort from this connection and connect it again.";
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::stub_store::{cohort, troubled_cohort};
+
+    #[test]
+    fn the_most_urgent_of_a_cohort_is_its_state() {
+        use CohortStanding::{Followed, Retired, Retiring};
+        for (standing, held, needs_full_sync, ready, word) in [
+            (Followed, 0, false, true, "ready"),
+            (Followed, 0, false, false, "arriving"),
+            (Followed, 0, true, false, "needs full sync"),
+            (Followed, 1_204, true, true, "held 1,204"),
+            (Retiring, 1, true, false, "retiring"),
+            (Retired, 0, true, true, "retired"),
+        ] {
+            let state = CohortState::of(standing, held, needs_full_sync, ready);
+            assert_eq!(state.to_string(), word);
+        }
+    }
+
+    #[test]
+    fn a_cohort_is_ready_where_it_is_ready_everywhere() {
+        let mut cohort = cohort("7");
+        cohort.destinations.push(cohort.destinations[0].clone());
+        for (ready, state) in [
+            ([false, true], CohortState::Arriving),
+            ([true, true], CohortState::Ready),
+        ] {
+            for (delivery, ready) in cohort.destinations.iter_mut().zip(ready) {
+                delivery.ready = ready;
+            }
+            assert_eq!(CohortState::from(&cohort), state);
+        }
+        let held = CohortState::from(&troubled_cohort("7"));
+        assert_eq!(held, CohortState::Held(1_204));
+    }
 
     #[test]
     fn pages_are_refused_from_the_limit_on_and_taken_again_below_it() {

@@ -8,6 +8,9 @@ use sha2::{Digest, Sha256};
 /// Characters a trait key may have (Flagsmith refuses 201 with a 400 on `identities/`).
 pub const MAX_TRAIT_KEY_CHARACTERS: usize = 200;
 
+/// The identity and the trait key of the canary; no cohort gets it.
+pub const CANARY: &str = "cohort_bridge_canary";
+
 /// Characters of an id or a source's name that a suffix may take; longer ones are hashed, so that
 /// suffixes always leave room for the name.
 const MAX_SUFFIX_CHARACTERS: usize = 60;

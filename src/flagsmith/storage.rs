@@ -12,8 +12,7 @@ use super::transport::now;
 use super::{Flagsmith, Identity, Sent, echo, json};
 use crate::config::BlankEcho;
 
-/// The identity and the trait key of the canary.
-pub const CANARY: &str = "cohort_bridge_canary";
+pub use crate::trait_key::CANARY;
 
 /// Waits before a read that missed the canary is repeated: the read may have come from a replica
 /// that lags behind.

@@ -6,12 +6,11 @@
 use std::sync::Arc;
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
-use actix_web::{HttpResponse, web};
-use serde::Deserialize;
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::clock::Clock;
-use crate::cohort::SourceName;
 use crate::metrics::Metrics;
 use crate::status::{DestinationHealth, Health, StatusSnapshot};
 use crate::store::{DeadLetterFilter, Store, StoreError};
@@ -19,6 +18,7 @@ use crate::store::{DeadLetterFilter, Store, StoreError};
 use super::{Detached, status_page as page};
 
 mod access;
+pub mod cohorts;
 mod error;
 pub mod openapi;
 pub mod views;
@@ -27,7 +27,7 @@ pub use access::{AdminAccess, Operator};
 pub use error::AdminError;
 use openapi::{Interrupted, LedgerFailed, Refused};
 use views::{
-    CohortsReply, DeadLetterOrder, DeadLettersReply, Dropped, ErrorReply, MemberReply, Pending,
+    DeadLetterOrder, DeadLettersReply, Dropped, ErrorReply, ForgetQuery, Forgotten, MemberReply,
     Retried, StatusReply,
 };
 
@@ -79,6 +79,7 @@ impl Admin {
     {
         let changed = self.detached.run(change).await??;
         self.health.ledger_changed();
+        self.health.order_given();
         Ok(changed)
     }
 }
@@ -136,50 +137,6 @@ pub async fn status(admin: web::Data<Admin>) -> web::Json<StatusReply> {
     })
 }
 
-/// The cohorts heard of.
-#[utoipa::path(
-    get,
-    path = "/api/v1/cohorts",
-    responses((status = 200, description = "All of them.", body = CohortsReply), LedgerFailed)
-)]
-pub async fn cohorts(admin: web::Data<Admin>) -> Result<web::Json<CohortsReply>, AdminError> {
-    let cohorts = admin.store.cohorts().await?;
-    Ok(web::Json(CohortsReply::of(cohorts, admin.clock.now())))
-}
-
-/// Writes every trait of a cohort again.
-#[utoipa::path(
-    post,
-    path = "/api/v1/cohorts/{source}/{cohort_id}/resync",
-    params(
-        ("source" = String, Path, description = "The cohort's source."),
-        ("cohort_id" = String, Path, description = "Mixpanel's id."),
-    ),
-    responses(
-        (status = 200, description = "The traits will be written.", body = Pending),
-        (status = 404, description = "No such cohort.", body = ErrorReply),
-        Refused, LedgerFailed, Interrupted,
-    ),
-    security(("admin_token" = []))
-)]
-pub async fn resync(
-    _: Operator,
-    admin: web::Data<Admin>,
-    path: web::Path<(String, String)>,
-) -> Result<web::Json<Pending>, AdminError> {
-    let (source, cohort_id) = path.into_inner();
-    let store = admin.store.clone();
-    let now = admin.clock.now();
-    admin
-        .change(async move {
-            let source = SourceName::from(source.as_str());
-            store.resync(&source, &cohort_id, now).await
-        })
-        .await?
-        .map(|pending| web::Json(Pending { pending }))
-        .ok_or(AdminError::UnknownCohort)
-}
-
 /// The cohorts of one person; an identifier that nobody has is in none.
 #[utoipa::path(
     get,
@@ -199,6 +156,43 @@ pub async fn member(
     let identifier = identifier.into_inner();
     let cohorts = admin.store.member(&identifier).await?;
     Ok(web::Json(MemberReply::of(identifier, cohorts)))
+}
+
+/// Erases one person from the ledger. Who is still in a cohort comes back with Mixpanel's next full
+/// sync.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/members/{identifier}",
+    params(
+        ("identifier" = String, Path, description = "Flagsmith's identifier, percent-encoded."),
+        ForgetQuery,
+    ),
+    responses(
+        (status = 200, description = "The person is forgotten.", body = Forgotten),
+        (status = 400, description = "The query is not understood.", body = ErrorReply),
+        (status = 404, description = "Nothing was known of the person.", body = ErrorReply),
+        Refused, LedgerFailed, Interrupted,
+    ),
+    security(("admin_token" = []))
+)]
+pub async fn forget(
+    _: Operator,
+    admin: web::Data<Admin>,
+    identifier: web::Path<String>,
+    request: HttpRequest,
+) -> Result<web::Json<Forgotten>, AdminError> {
+    let query = web::Query::<ForgetQuery>::from_query(request.query_string())
+        .map_err(|_| AdminError::ForgetQuery)?;
+    let traits = query.traits.is_some();
+    let store = admin.store.clone();
+    let now = admin.clock.now();
+    let forgotten = admin
+        .change(async move { store.forget(&identifier, traits, now).await })
+        .await?;
+    match forgotten {
+        0 => Err(AdminError::UnknownPerson),
+        forgotten => Ok(web::Json(Forgotten { forgotten })),
+    }
 }
 
 /// The traits that could not be written: the oldest thousand.
@@ -296,13 +290,18 @@ fn filter(body: &[u8]) -> Result<DeadLetterFilter, AdminError> {
     if body.is_empty() {
         return Ok(DeadLetterFilter::default());
     }
-    // By way of a map: serde would read an empty array as a filter without conditions.
-    let object: Map<String, Value> = serde_json::from_slice(body)?;
-    let order = DeadLetterOrder::deserialize(Value::Object(object))?;
+    let order: DeadLetterOrder = order(body)?;
     Ok(DeadLetterFilter {
         destination: order.destination,
         identifier: order.identifier,
     })
+}
+
+/// A body that is an object. By way of a map: serde would read an array as the values of an
+/// object's keys, and an empty one as a filter without conditions.
+fn order<T: DeserializeOwned>(body: &[u8]) -> Result<T, serde_json::Error> {
+    let object: Map<String, Value> = serde_json::from_slice(body)?;
+    T::deserialize(Value::Object(object))
 }
 
 #[cfg(test)]
@@ -374,30 +373,13 @@ mod tests {
             (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
         }
 
-        async fn get(&self, path: &str) -> (StatusCode, Value) {
+        pub(super) async fn get(&self, path: &str) -> (StatusCode, Value) {
             self.ask(Method::GET, path, "").await
         }
 
-        async fn post(&self, path: &str, body: &str) -> (StatusCode, Value) {
+        pub(super) async fn post(&self, path: &str, body: &str) -> (StatusCode, Value) {
             self.ask(Method::POST, path, body).await
         }
-    }
-
-    #[actix_web::test]
-    async fn cohorts_have_the_promised_shape() {
-        let (status, body) = Desk::on_loopback().get("/api/v1/cohorts").await;
-        assert_eq!(status, 200);
-        assert_eq!(
-            body,
-            json!({"cohorts": [{
-                "source": "default", "cohort_id": "7", "project_id": "2914407",
-                "name": "Trial power users 7", "trait_key": "mixpanel_cohort_7",
-                "members": 1_234_567, "last_heard_at": "1970-01-01T00:01:30.000Z",
-                "session": {"id": "s1", "action": "members", "pages_received": 2,
-                    "pages_total": 3, "completed_at": null},
-                "destinations": [{"name": "production", "written": 90, "pending": 5, "dead": 1,
-                    "oldest_pending_seconds": 60}]}]})
-        );
     }
 
     #[actix_web::test]
@@ -434,6 +416,45 @@ mod tests {
                 [format!("member {identifier}")]
             );
         }
+    }
+
+    #[actix_web::test]
+    async fn a_person_is_forgotten_as_asked() {
+        let desk = Desk::on_loopback();
+        for (path, status, body) in [
+            ("usr_1", 200, json!({"forgotten": 2})),
+            ("usr_1?traits=delete", 200, json!({"forgotten": 2})),
+            (
+                "usr%2F2",
+                404,
+                json!({"error": "nothing is known of this person"}),
+            ),
+        ] {
+            let path = format!("/api/v1/members/{path}");
+            let answer = desk.ask(Method::DELETE, &path, "").await;
+            assert_eq!((answer.0.as_u16(), answer.1), (status, body), "{path}");
+        }
+        for query in [
+            "traits=keep",
+            "traits=",
+            "traits",
+            "trait=delete",
+            "traits=delete&now",
+        ] {
+            let path = format!("/api/v1/members/usr_1?{query}");
+            let (status, body) = desk.ask(Method::DELETE, &path, "").await;
+            assert_eq!(status, 400, "{query}");
+            let error = body["error"].as_str().unwrap();
+            assert!(error.contains("?traits=delete"), "{error}");
+        }
+        assert_eq!(
+            *desk.store.orders.lock().unwrap(),
+            [
+                "forget usr_1",
+                "forget usr_1 and its traits",
+                "forget usr/2"
+            ]
+        );
     }
 
     #[actix_web::test]
@@ -494,16 +515,6 @@ mod tests {
     }
 
     #[actix_web::test]
-    async fn resync_knows_its_cohorts() {
-        let desk = Desk::on_loopback();
-        let (status, body) = desk.post("/api/v1/cohorts/default/7/resync", "").await;
-        assert_eq!((status, body), (StatusCode::OK, json!({"pending": 6})));
-        let (status, body) = desk.post("/api/v1/cohorts/default/8/resync", "").await;
-        assert_eq!(status, 404);
-        assert_eq!(body, json!({"error": "no such cohort"}));
-    }
-
-    #[actix_web::test]
     async fn the_ledgers_trouble_is_a_503() {
         let desk = Desk::on_loopback();
         desk.store.fail_with(Some(|| StoreError::Full));
@@ -518,14 +529,23 @@ mod tests {
     async fn what_changes_or_names_a_person_is_guarded_and_nothing_else() {
         let desk = Desk::at("0.0.0.0:9090", Some("tok-en"));
         let guarded = [
-            (Method::GET, "/api/v1/members/usr_1"),
-            (Method::GET, "/api/v1/dead-letters"),
-            (Method::POST, "/api/v1/dead-letters/retry"),
-            (Method::POST, "/api/v1/dead-letters/drop"),
-            (Method::POST, "/api/v1/cohorts/default/7/resync"),
+            (Method::GET, "/api/v1/members/usr_1", ""),
+            (Method::DELETE, "/api/v1/members/usr_1", ""),
+            (Method::GET, "/api/v1/dead-letters", ""),
+            (Method::POST, "/api/v1/dead-letters/retry", ""),
+            (Method::POST, "/api/v1/dead-letters/drop", ""),
+            (Method::POST, "/api/v1/cohorts/default/7/resync", ""),
+            (Method::POST, "/api/v1/cohorts/default/7/retire", ""),
+            (
+                Method::POST,
+                "/api/v1/cohorts/default/7/held-removals",
+                r#"{"decision": "approve"}"#,
+            ),
         ];
-        for (method, path) in guarded {
-            let request = TestRequest::with_uri(path).method(method.clone());
+        for (method, path, body) in guarded {
+            let request = TestRequest::with_uri(path)
+                .method(method.clone())
+                .set_payload(body);
             let refused = desk.call(request).await;
             assert_eq!(refused.status(), 401, "{path}");
             assert_eq!(
@@ -535,11 +555,12 @@ mod tests {
             );
             let request = TestRequest::with_uri(path)
                 .method(method.clone())
-                .insert_header(("authorization", "Bearer tok-en"));
+                .insert_header(("authorization", "Bearer tok-en"))
+                .set_payload(body);
             assert_eq!(desk.call(request).await.status(), 200, "{path}");
 
             let unguarded = Desk::at("0.0.0.0:9090", None);
-            let (status, body) = unguarded.ask(method, path, "").await;
+            let (status, body) = unguarded.ask(method, path, body).await;
             assert_eq!(status, 403, "{path}");
             let error = body["error"].as_str().unwrap();
             assert!(error.contains("COHORT_BRIDGE_ADMIN_TOKEN"), "{path}");
@@ -552,6 +573,7 @@ mod tests {
             "/metrics",
             "/api/v1/status",
             "/api/v1/cohorts",
+            "/api/v1/cohorts/default/7/held-removals",
         ] {
             assert_eq!(desk.get(path).await.0, 200, "{path}");
         }

@@ -88,6 +88,7 @@ fn said_publicly(error: &StoreError) -> &'static str {
         StoreError::Closed => "the service is stopping",
         StoreError::InUse { .. }
         | StoreError::Newer { .. }
+        | StoreError::KeyTaken { .. }
         | StoreError::OldSqlite(_)
         | StoreError::Failed(_)
         | StoreError::Damaged(_)

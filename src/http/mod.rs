@@ -3,6 +3,7 @@
 
 use actix_web::{Resource, Route, web};
 
+use admin::cohorts;
 use authenticate::Intake;
 use receive::Receiver;
 
@@ -47,23 +48,36 @@ pub fn configure_webhook(
         .default_service(web::to(receive::not_found));
 }
 
-/// A path, as actix and OpenAPI both write it, and what answers there.
+/// A path, as actix and OpenAPI both write it, and what answers one of its methods.
 type AdminRoute = (&'static str, fn() -> Route);
 
-/// The admin listener's routes. One that is missing from [`admin::openapi`] fails a test.
-const ADMIN_ROUTES: [AdminRoute; 12] = [
+/// The admin listener's routes, those of one path beside each other. One that is missing from
+/// [`admin::openapi`] fails a test.
+const ADMIN_ROUTES: [AdminRoute; 16] = [
     ("/", || web::get().to(admin::status_page)),
     ("/livez", || web::get().to(health::livez)),
     ("/readyz", || web::get().to(health::readyz)),
     ("/metrics", || web::get().to(admin::metrics)),
     ("/openapi.json", || web::get().to(admin::openapi::openapi)),
     ("/api/v1/status", || web::get().to(admin::status)),
-    ("/api/v1/cohorts", || web::get().to(admin::cohorts)),
+    ("/api/v1/cohorts", || web::get().to(cohorts::cohorts)),
     ("/api/v1/cohorts/{source}/{cohort_id}/resync", || {
-        web::post().to(admin::resync)
+        web::post().to(cohorts::resync)
+    }),
+    ("/api/v1/cohorts/{source}/{cohort_id}/held-removals", || {
+        web::get().to(cohorts::held_removals)
+    }),
+    ("/api/v1/cohorts/{source}/{cohort_id}/held-removals", || {
+        web::post().to(cohorts::decide_held_removals)
+    }),
+    ("/api/v1/cohorts/{source}/{cohort_id}/retire", || {
+        web::post().to(cohorts::retire)
     }),
     ("/api/v1/members/{identifier}", || {
         web::get().to(admin::member)
+    }),
+    ("/api/v1/members/{identifier}", || {
+        web::delete().to(admin::forget)
     }),
     ("/api/v1/dead-letters", || {
         web::get().to(admin::dead_letters)
@@ -81,14 +95,18 @@ pub fn configure_admin(config: &mut web::ServiceConfig, admin: web::Data<Admin>)
     config
         .app_data(admin)
         .default_service(web::to(admin::not_found));
-    for (path, route) in ADMIN_ROUTES {
-        config.service(only(path, route()));
+    for routes in ADMIN_ROUTES.chunk_by(|one, next| one.0 == next.0) {
+        config.service(only(routes));
     }
 }
 
-/// A path that answers one method; any other gets a JSON 405.
-fn only(path: &str, route: Route) -> Resource {
-    web::resource(path)
-        .route(route)
+/// A path that answers the methods of its routes; any other gets a JSON 405.
+fn only(routes: &[AdminRoute]) -> Resource {
+    let (path, _) = routes[0];
+    routes
+        .iter()
+        .fold(web::resource(path), |resource, (_, route)| {
+            resource.route(route())
+        })
         .default_service(web::to(admin::method_not_allowed))
 }

@@ -14,7 +14,8 @@ use crate::clock::{Clock, Stopwatch};
 use crate::cohort::{Action, SourceName};
 use crate::config::Source;
 use crate::metrics::{Metrics, UNKNOWN_SOURCE};
-use crate::mixpanel::{self, Page, PageInfo, Parsed, Rejected, SetAside};
+use crate::mixpanel::{self, Page, Parsed, Rejected};
+use crate::roster::Roster;
 use crate::status::Health;
 use crate::store::Store;
 
@@ -76,11 +77,12 @@ impl Receiver {
             .await
             .map_err(|error| receipt.not_stored(NotStored::Ledger(error)))?;
         self.health.page_appended();
+        let page = &receipt.page;
         self.metrics.page_recorded(
             &receipt.source,
-            receipt.action,
-            receipt.members,
-            &receipt.set_aside,
+            page.action,
+            page.members_received,
+            &page.set_aside,
         );
         Ok(())
     }
@@ -112,7 +114,7 @@ impl Receiver {
             }
         }
         Err(ReceiveError::Rejected(Rejected::property_absent(
-            receipt.action,
+            receipt.page.action,
             &source.identifier,
         )))
     }
@@ -137,7 +139,8 @@ impl Receiver {
         Ok(sent)
     }
 
-    /// Counts and logs the one outcome of a request.
+    /// Counts and logs the one outcome of a request, and has our own trouble with a page remembered:
+    /// Mixpanel then does not take its run for a success.
     fn conclude(
         &self,
         source: &str,
@@ -146,7 +149,7 @@ impl Receiver {
         stopwatch: Stopwatch,
     ) {
         let action = match (receipt, outcome) {
-            (Some(receipt), _) => Some(receipt.action.as_str()),
+            (Some(receipt), _) => Some(receipt.page.action.as_str()),
             (None, Err(error)) => error.action(),
             (None, Ok(())) => None,
         };
@@ -154,6 +157,10 @@ impl Receiver {
             Ok(()) => 200,
             Err(error) => error.status_code().as_u16(),
         };
+        if let (Some(receipt), Err(ReceiveError::NotStored { .. })) = (receipt, outcome) {
+            self.store
+                .note_refused(&receipt.source, &receipt.page, self.clock.now());
+        }
         let elapsed = stopwatch.elapsed();
         self.metrics
             .webhook_answered(source, action, status, elapsed);
@@ -163,12 +170,12 @@ impl Receiver {
             ($level:ident, $receipt:ident, $($more:tt)*) => {
                 tracing::$level!(
                     source,
-                    cohort_id = $receipt.cohort_id,
+                    cohort_id = $receipt.page.cohort_id,
                     action,
-                    session = $receipt.session_id,
-                    page = $receipt.page.map(|page| page.number),
-                    total_pages = $receipt.page.map(|page| page.total),
-                    members = $receipt.members,
+                    session = $receipt.page.session_id,
+                    page = $receipt.page.page_info.map(|info| info.number),
+                    total_pages = $receipt.page.page_info.map(|info| info.total),
+                    members = $receipt.page.members_received,
                     set_aside = $receipt.set_aside_members(),
                     status,
                     took_ms,
@@ -240,7 +247,7 @@ pub async fn receive(
         receiver.conclude(&source.0, Some(&receipt), &outcome, stopwatch);
         outcome
     });
-    answer(receipt.action, outcome)
+    answer(receipt.page.action, outcome)
 }
 
 /// Everything else on the public listener.
@@ -297,34 +304,37 @@ async fn read(authentic: Authentic) -> Result<Reading, ReceiveError> {
 #[derive(Debug)]
 struct Receipt {
     source: SourceName,
-    action: Action,
-    cohort_id: String,
-    session_id: Option<String>,
-    page: Option<PageInfo>,
-    members: usize,
-    set_aside: Vec<(SetAside, usize)>,
+    /// Without its people.
+    page: Page,
 }
 
 impl Receipt {
     fn of(source: &SourceName, page: &Page) -> Self {
         Receipt {
             source: source.clone(),
-            action: page.action,
-            cohort_id: page.cohort_id.clone(),
-            session_id: page.session_id.clone(),
-            page: page.page_info,
-            members: page.members_received,
-            set_aside: page.set_aside.clone(),
+            // Field by field: a clone would copy every person first.
+            page: Page {
+                action: page.action,
+                project_id: page.project_id.clone(),
+                cohort_id: page.cohort_id.clone(),
+                cohort_name: page.cohort_name.clone(),
+                session_id: page.session_id.clone(),
+                page_info: page.page_info,
+                identified_by: page.identified_by.clone(),
+                roster: Roster::default(),
+                members_received: page.members_received,
+                set_aside: page.set_aside.clone(),
+            },
         }
     }
 
     fn set_aside_members(&self) -> usize {
-        self.set_aside.iter().map(|(_, members)| members).sum()
+        self.page.set_aside.iter().map(|(_, members)| members).sum()
     }
 
     fn not_stored(&self, cause: NotStored) -> ReceiveError {
         ReceiveError::NotStored {
-            action: self.action,
+            action: self.page.action,
             page: self.to_string(),
             cause,
         }
@@ -333,11 +343,11 @@ impl Receipt {
 
 impl fmt::Display for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.page {
-            Some(page) => write!(f, "page {} of {}", page.number, page.total)?,
+        match self.page.page_info {
+            Some(info) => write!(f, "page {} of {}", info.number, info.total)?,
             None => f.write_str("a page")?,
         }
-        write!(f, " for cohort {}", self.cohort_id)
+        write!(f, " for cohort {}", self.page.cohort_id)
     }
 }
 
@@ -632,6 +642,59 @@ mod tests {
         let (status, body) = door.post(PATH, &page(json!([]))).await;
         assert_eq!(status, 503);
         assert_eq!(body["error"]["code"], 503);
+    }
+
+    #[actix_web::test]
+    async fn our_own_trouble_with_a_page_is_noted_once_and_nothing_else_is() {
+        let good = page(json!([{"uid": "a"}]));
+        let empty = page(json!([]));
+        let absent = page(json!([{"mail": 1}]));
+        let unknown = json!({"action": "explode", "parameters": {}});
+        let full: fn() -> StoreError = || StoreError::Full;
+        let panics: fn() -> StoreError = || panic!("a fault of the program");
+        let works = |_: &Door| {};
+        let backlog = |door: &Door| door.health.pages_found(2);
+        let shut_down = |door: &Door| door.health.shut_down();
+        type Trouble = fn(&Door);
+        for (failure, trouble, sent, status) in [
+            (None, works as Trouble, &good, 200),
+            (None, works, &absent, 400),
+            (None, works, &unknown, 400),
+            (Some(full), works, &unknown, 400),
+            // Where the property is noted, where the page is appended, where it is looked up.
+            (Some(full), works, &good, 503),
+            (Some(full), works, &empty, 503),
+            (Some(full), works, &absent, 503),
+            (Some(panics), works, &empty, 503),
+            (None, backlog, &good, 503),
+            (None, shut_down, &good, 503),
+        ] {
+            let door = Door::to(StubStore::default());
+            door.store.fail_with(failure);
+            trouble(&door);
+            let answer = door.post("/webhooks/mixpanel/eu", sent).await;
+            assert_eq!(answer.0, status, "{answer:?}");
+            let refused = door.store.refused.lock().unwrap();
+            assert_eq!(refused.len(), usize::from(status == 503), "{answer:?}");
+            for (source, page) in refused.iter() {
+                assert_eq!(&*source.0, "eu");
+                assert_eq!(page.cohort_id, "5518203");
+                assert_eq!(page.session_id.as_deref(), Some("s1"));
+                assert_eq!(page.page_info.unwrap().number, 2);
+                assert!(page.roster.is_empty());
+            }
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_stranger_is_not_noted() {
+        let door = Door::to(StubStore::failing(|| StoreError::Full));
+        let app = door.app().await;
+        let request = TestRequest::post()
+            .uri(PATH)
+            .set_payload(page(json!([{"uid": "a"}])).to_string());
+        assert_eq!(app(request).await.status(), 401);
+        assert!(door.store.refused.lock().unwrap().is_empty());
     }
 
     #[actix_web::test]

@@ -6,15 +6,15 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use crate::clock::Millis;
-use crate::cohort::Action;
+use crate::number::{Number, counted};
 use crate::status::{
-    DestinationState, DestinationStatus, Outstanding, StatusSnapshot, oldest_pending_ms,
+    CohortState, DestinationState, DestinationStatus, Outstanding, StatusSnapshot,
 };
-use crate::store::{CohortView, DeliveryView, SessionView};
 
+mod cohorts;
 mod text;
 
-use text::{Age, Number, Text};
+use text::{Age, Text};
 
 /// No scripts, no requests to anywhere: even a missed escape could do nothing.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -41,7 +41,7 @@ impl Display for Page<'_> {
             Text(&overall.sentence)
         )?;
         destinations(f, snapshot)?;
-        cohorts(f, snapshot)?;
+        cohorts::section(f, snapshot)?;
         writeln!(
             f,
             "</main>\n<footer class=\"soft\"><p>Version {} · {} · this page renews itself every 5 seconds.</p></footer>\n</body>\n</html>",
@@ -123,6 +123,10 @@ impl Overall {
                 counted(dead, "trait", "traits")
             ));
         }
+        let states = snapshot.known_cohorts().iter().map(CohortState::from);
+        if let Some(decision) = Overall::awaited(states) {
+            return bad(decision);
+        }
         for destination in &snapshot.destinations {
             if let DestinationState::BackingOff { reason } = &destination.state {
                 return busy(format!(
@@ -150,6 +154,32 @@ impl Overall {
             } else {
                 "Flagsmith holds everything that Mixpanel sent.".to_owned()
             },
+        }
+    }
+}
+
+impl Overall {
+    /// What somebody has to do about a cohort before Flagsmith can hold what Mixpanel has.
+    fn awaited(states: impl Iterator<Item = CohortState>) -> Option<String> {
+        let (mut held, mut unsure) = (0, 0);
+        for state in states {
+            match state {
+                CohortState::Held(people) => held += people,
+                CohortState::NeedsFullSync => unsure += 1,
+                CohortState::Ready
+                | CohortState::Arriving
+                | CohortState::Retiring
+                | CohortState::Retired => {}
+            }
+        }
+        if held > 0 {
+            let removals = counted(held, "removal waits", "removals wait");
+            Some(format!("{removals} for a decision; see below."))
+        } else if unsure > 0 {
+            let cohorts = counted(unsure, "cohort needs", "cohorts need");
+            Some(format!("{cohorts} a full sync; see below."))
+        } else {
+            None
         }
     }
 }
@@ -204,72 +234,6 @@ fn state_cell(f: &mut Formatter<'_>, destination: &DestinationStatus) -> fmt::Re
     }
 }
 
-fn cohorts(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result {
-    if snapshot.cohorts.is_err() {
-        return Ok(());
-    }
-    let cohorts = snapshot.known_cohorts();
-    if cohorts.is_empty() {
-        return f.write_str(
-            "<h2>Cohorts</h2>\n<p>None was heard of yet. In Mixpanel, sync a cohort to the webhook whose address ends in <code>/webhooks/mixpanel</code>.</p>\n",
-        );
-    }
-    heading(
-        f,
-        "cohorts",
-        "Cohorts",
-        &[
-            ("Cohort", ""),
-            ("Trait key", ""),
-            ("Members", "number"),
-            ("Written", "number"),
-            ("Pending", "number"),
-            ("Dead", "number"),
-            ("Last heard", "number"),
-            ("Session", ""),
-        ],
-    )?;
-    for cohort in cohorts {
-        row_begins(f, &CohortName(cohort))?;
-        let key = format_args!("<code>{}</code>", Text(&cohort.trait_key));
-        cell(f, "Trait key", "", &key)?;
-        cell(f, "Members", "number", &Number(cohort.members))?;
-        let each = |show| EachDelivery {
-            deliveries: &cohort.destinations,
-            now: snapshot.now,
-            show,
-        };
-        cell(
-            f,
-            "Written",
-            "number",
-            &each(|f, delivery, _| Number(delivery.written).fmt(f)),
-        )?;
-        cell(
-            f,
-            "Pending",
-            "number",
-            &each(|f, delivery, now| {
-                Waiting(delivery.pending, oldest_pending_ms(delivery, now)).fmt(f)
-            }),
-        )?;
-        cell(
-            f,
-            "Dead",
-            "number",
-            &each(|f, delivery, _| Dead(delivery.dead).fmt(f)),
-        )?;
-        let heard = Age(snapshot.now.saturating_sub(cohort.last_heard_at));
-        cell(f, "Last heard", "number", &format_args!("{heard} ago"))?;
-        match &cohort.session {
-            Some(session) => cell(f, "Session", "", &Session(session))?,
-            None => cell(f, "Session", "", &"–")?,
-        }
-        row_ends(f)?;
-    }
-    table_ends(f)
-}
-
 // Explicit roles: narrow screens show rows as blocks, and a browser then no longer tells a screen
 // reader that they are a table.
 fn heading(f: &mut Formatter<'_>, id: &str, title: &str, columns: &[(&str, &str)]) -> fmt::Result {
@@ -308,66 +272,6 @@ fn table_ends(f: &mut Formatter<'_>) -> fmt::Result {
     f.write_str("</tbody></table>\n")
 }
 
-struct CohortName<'a>(&'a CohortView);
-
-impl Display for CohortName<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}<br><span class=\"soft\">{}/{}</span>",
-            Text(&self.0.name),
-            Text(&self.0.source),
-            Text(&self.0.cohort_id)
-        )
-    }
-}
-
-/// One figure for each destination; named where there are several.
-struct EachDelivery<'a> {
-    deliveries: &'a [DeliveryView],
-    now: Millis,
-    show: fn(&mut Formatter<'_>, &DeliveryView, Millis) -> fmt::Result,
-}
-
-impl Display for EachDelivery<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.deliveries {
-            [] => f.write_str("–"),
-            [only] => (self.show)(f, only, self.now),
-            several => {
-                for (index, delivery) in several.iter().enumerate() {
-                    let line_break = if index == 0 { "" } else { "<br>" };
-                    write!(f, "{line_break}{}: ", Text(&delivery.name))?;
-                    (self.show)(f, delivery, self.now)?;
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-struct Session<'a>(&'a SessionView);
-
-impl Display for Session<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let session = self.0;
-        let what = match session.action {
-            Action::Members => "full sync",
-            Action::AddMembers => "joins",
-            Action::RemoveMembers => "leaves",
-        };
-        let (received, total) = (session.pages_received, session.pages_total);
-        let pages = counted(u64::from(total), "page", "pages");
-        match session.completed_at {
-            Some(_) => write!(f, "{what}: done, {pages}"),
-            None if received < total => {
-                write!(f, "{what}: {received} of {pages}")
-            }
-            None => write!(f, "{what}: {pages}, being worked in"),
-        }
-    }
-}
-
 struct Waiting(u64, Option<Millis>);
 
 impl Display for Waiting {
@@ -393,21 +297,14 @@ impl Display for Dead {
     }
 }
 
-fn counted(count: u64, one: &str, several: &str) -> String {
-    format!(
-        "{} {}",
-        Number(count),
-        if count == 1 { one } else { several }
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::http::stub_store::cohort;
+    use crate::http::stub_store::{cohort, troubled_cohort};
     use crate::status::Refusal;
+    use crate::store::{CohortView, FullSyncReason};
 
     fn settled(id: &str) -> CohortView {
         let mut cohort = cohort(id);
@@ -467,6 +364,16 @@ mod tests {
             ..snapshot(vec![settled("7")], ok.clone())
         };
         assert_eq!(mood(&refusing), Mood::Bad);
+        let mut held = settled("7");
+        held.held = troubled_cohort("7").held;
+        let held = snapshot(vec![held], ok.clone());
+        assert_eq!(mood(&held), Mood::Bad);
+        assert!(Overall::of(&held).sentence.contains("1,204 removals wait"));
+        let mut unsure = settled("7");
+        unsure.needs_full_sync = troubled_cohort("7").needs_full_sync;
+        let unsure = snapshot(vec![unsure], ok.clone());
+        assert_eq!(mood(&unsure), Mood::Bad);
+        assert!(Overall::of(&unsure).sentence.contains("1 cohort needs"));
         let blind = StatusSnapshot {
             cohorts: Err("locked".into()),
             ..snapshot(vec![], ok)
@@ -486,23 +393,10 @@ mod tests {
             "10 s ago",
             "full sync: 2 of 3 pages",
             ">delivering<",
+            ">arriving<",
         ] {
             assert!(page.contains(text), "{text} is not in\n{page}");
         }
-    }
-
-    #[test]
-    fn a_session_counts_its_pages_as_people_do() {
-        let words = |received, total, completed_at| {
-            let mut session = cohort("7").session.unwrap();
-            session.pages_received = received;
-            session.pages_total = total;
-            session.completed_at = completed_at;
-            Session(&session).to_string()
-        };
-        assert_eq!(words(1, 3, None), "full sync: 1 of 3 pages");
-        assert_eq!(words(3, 3, None), "full sync: 3 pages, being worked in");
-        assert_eq!(words(1, 1, Some(0)), "full sync: done, 1 page");
     }
 
     #[test]
@@ -530,12 +424,19 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_from_outside_becomes_markup(text in r#"[<>&"'a-z ]{0,20}"#) {
-            let mut named = cohort("7");
-            named.name = format!("<script>{text}");
-            named.cohort_id = format!("<i>{text}");
-            named.trait_key = format!("<u>{text}").into();
+            let outsider = |tag: &str| format!("<{tag}>{text}");
+            let mut named = troubled_cohort("7");
+            named.name = outsider("script");
+            named.cohort_id = outsider("i");
+            named.trait_key = outsider("u").into();
+            named.former_name = Some(outsider("b"));
+            named.needs_full_sync = Some(FullSyncReason::IdentifiedOtherwise {
+                was: outsider("p"),
+                now: outsider("q"),
+            });
+            named.held.as_mut().unwrap().session = outsider("s");
             let outside = render(&snapshot(vec![named], halted(&format!("<img {text}"))));
-            let inside = render(&snapshot(vec![cohort("7")], halted("")));
+            let inside = render(&snapshot(vec![troubled_cohort("7")], halted("")));
             let tags = |page: &str| page.matches('<').count();
             prop_assert_eq!(tags(&outside), tags(&inside));
         }

@@ -9,7 +9,8 @@ use tokio::sync::Semaphore;
 
 use crate::clock::Millis;
 use crate::cohort::{Action, DestinationName, SourceName};
-use crate::mixpanel::Page;
+use crate::mixpanel::{Page, SetAside};
+use crate::roster::PersonHash;
 use crate::store::*;
 
 type Failure = fn() -> StoreError;
@@ -21,6 +22,8 @@ pub(crate) struct StubStore {
     pub notes: Mutex<Vec<String>>,
     pub fail: Mutex<Option<Failure>>,
     pub orders: Mutex<Vec<String>>,
+    pub refused: Mutex<Vec<(SourceName, Page)>>,
+    pub cohorts: Mutex<Vec<CohortView>>,
     /// A permit for each page that may be appended.
     pub gate: Semaphore,
     appending: AtomicUsize,
@@ -34,6 +37,8 @@ impl Default for StubStore {
             notes: Mutex::default(),
             fail: Mutex::default(),
             orders: Mutex::default(),
+            refused: Mutex::default(),
+            cohorts: Mutex::new(vec![cohort("7")]),
             gate: Semaphore::new(1_000),
             appending: AtomicUsize::new(0),
         }
@@ -68,13 +73,15 @@ impl StubStore {
     }
 }
 
-/// A cohort half-way through a full sync.
+/// A cohort half-way through its first full sync.
 pub(crate) fn cohort(id: &str) -> CohortView {
     CohortView {
         source: "default".into(),
         cohort_id: id.into(),
         project_id: "2914407".into(),
         name: format!("Trial power users {id}"),
+        former_name: None,
+        standing: CohortStanding::Followed,
         trait_key: format!("mixpanel_cohort_{id}").into(),
         members: 1_234_567,
         left: 3,
@@ -86,13 +93,41 @@ pub(crate) fn cohort(id: &str) -> CohortView {
             pages_total: 3,
             completed_at: None,
         }),
+        needs_full_sync: None,
+        held: None,
+        set_aside: vec![],
+        runs: RunCounts::default(),
         destinations: vec![DeliveryView {
             name: "production".into(),
             written: 90,
             pending: 5,
             dead: 1,
             oldest_pending_at: Some(40_000),
+            ready: false,
         }],
+    }
+}
+
+/// A cohort of which there is everything to tell.
+pub(crate) fn troubled_cohort(id: &str) -> CohortView {
+    CohortView {
+        former_name: Some("Old <b>name".into()),
+        needs_full_sync: Some(FullSyncReason::IdentifiedOtherwise {
+            was: "email".into(),
+            now: "$user_id, email".into(),
+        }),
+        held: Some(HeldRemovals {
+            held: 1_204,
+            session: "s0".into(),
+            since: 30_000,
+        }),
+        set_aside: vec![(SetAside::Anonymous, 1_500), (SetAside::TooLong, 2)],
+        runs: RunCounts {
+            accepted: 40,
+            dropped: 2,
+            undone: 1,
+        },
+        ..cohort(id)
     }
 }
 
@@ -141,6 +176,43 @@ impl Store for StubStore {
         unreachable!()
     }
 
+    async fn rename_people(&self, _: SessionRef, _: u32, _: Millis) -> Result<(), StoreError> {
+        unreachable!("the handlers know no sessions")
+    }
+
+    async fn place_people(
+        &self,
+        _: CohortRef,
+        _: Vec<(PersonHash, String)>,
+    ) -> Result<(), StoreError> {
+        unreachable!("the handlers know no people")
+    }
+
+    async fn count_removals(&self, _: Chunk) -> Result<Counted, StoreError> {
+        unreachable!("the handlers know no sessions")
+    }
+
+    async fn judge(
+        &self,
+        _: SessionRef,
+        _: Vec<SessionRef>,
+        _: Judgement,
+    ) -> Result<(), StoreError> {
+        unreachable!("the handlers know no sessions")
+    }
+
+    async fn finish(&self, _: SessionRef, _: Millis) -> Result<(), StoreError> {
+        unreachable!("the handlers know no sessions")
+    }
+
+    async fn carry_out(&self, _: usize, _: Millis) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    async fn adopt_keys(&self, _: Millis) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn tidy(&self, _: usize, _: Millis) -> Result<usize, StoreError> {
         unreachable!()
     }
@@ -164,7 +236,7 @@ impl Store for StubStore {
 
     async fn cohorts(&self) -> Result<Vec<CohortView>, StoreError> {
         self.works()?;
-        Ok(vec![cohort("7")])
+        Ok(self.cohorts.lock().unwrap().clone())
     }
 
     async fn member(&self, identifier: &str) -> Result<Vec<MembershipView>, StoreError> {
@@ -233,6 +305,41 @@ impl Store for StubStore {
         self.works()?;
         self.ordered(format!("resync {source} {cohort_id}"));
         Ok((cohort_id == "7").then_some(6))
+    }
+
+    fn note_refused(&self, source: &SourceName, page: &Page, _: Millis) {
+        let refusal = (source.clone(), page.clone());
+        self.refused.lock().unwrap().push(refusal);
+    }
+
+    async fn decide_held(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        decision: HoldDecision,
+        _: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        self.works()?;
+        self.ordered(format!("{decision:?} {source} {cohort_id}"));
+        Ok((cohort_id == "7").then_some(1_204))
+    }
+
+    async fn retire(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        _: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        self.works()?;
+        self.ordered(format!("retire {source} {cohort_id}"));
+        Ok((cohort_id == "7").then_some(8))
+    }
+
+    async fn forget(&self, identifier: &str, traits: bool, _: Millis) -> Result<u64, StoreError> {
+        self.works()?;
+        let traits = if traits { " and its traits" } else { "" };
+        self.ordered(format!("forget {identifier}{traits}"));
+        Ok(if identifier == "usr_1" { 2 } else { 0 })
     }
 
     fn ledger_id(&self) -> &str {

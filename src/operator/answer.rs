@@ -3,9 +3,14 @@
 use std::fmt::Display;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::Action;
 use super::table::{Table, printable, utc};
+use crate::http::admin::views::Decision;
+use crate::number::counted;
+use crate::status::CohortState;
+use crate::store::CohortStanding;
 
 /// What stands where there is nothing to say.
 const NOTHING: &str = "-";
@@ -24,6 +29,9 @@ struct Cohort {
     members: u64,
     last_heard_at: Option<Moment>,
     session: Option<Session>,
+    state: Option<String>,
+    held_removals: Option<Held>,
+    needs_full_sync: Option<IgnoredAny>,
     #[serde(default)]
     destinations: Vec<Delivery>,
 }
@@ -37,12 +45,20 @@ struct Session {
 }
 
 #[derive(Deserialize)]
+struct Held {
+    held: u64,
+    session: Option<String>,
+    since: Option<Moment>,
+}
+
+#[derive(Deserialize)]
 struct Delivery {
     name: String,
     written: u64,
     pending: u64,
     dead: u64,
     oldest_pending_seconds: Option<f64>,
+    ready: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -102,6 +118,16 @@ struct Resynced {
 }
 
 #[derive(Deserialize)]
+struct Retiring {
+    retiring: u64,
+}
+
+#[derive(Deserialize)]
+struct Decided {
+    held: u64,
+}
+
+#[derive(Deserialize)]
 struct Forgotten {
     forgotten: u64,
 }
@@ -134,7 +160,23 @@ pub(super) fn shown(action: &Action, answer: &str) -> Result<String, serde_json:
         }
         Action::Forget { .. } => {
             let Forgotten { forgotten } = serde_json::from_str(answer)?;
-            format!("{forgotten} forgotten")
+            format!("forgotten in {}", counted(forgotten, "cohort", "cohorts"))
+        }
+        Action::Retire { .. } => {
+            let Retiring { retiring } = serde_json::from_str(answer)?;
+            let members = counted(retiring, "member leaves", "members leave");
+            format!("{members}, then the cohort is forgotten")
+        }
+        Action::HeldRemovals { .. } => held_removals(serde_json::from_str(answer)?),
+        Action::DecideHeldRemovals { decision, .. } => {
+            let Decided { held } = serde_json::from_str(answer)?;
+            match decision {
+                Decision::Approve => counted(held, "person leaves", "people leave"),
+                Decision::Discard => {
+                    let people = counted(held, "person stays", "people stay");
+                    format!("{people} until the next full sync")
+                }
+            }
         }
     })
 }
@@ -149,6 +191,7 @@ fn cohorts(answer: Cohorts) -> String {
         "NAME",
         "TRAIT KEY",
         "MEMBERS",
+        "STATE",
         "LAST HEARD",
         "SESSION",
         "DESTINATION",
@@ -158,32 +201,74 @@ fn cohorts(answer: Cohorts) -> String {
         "OLDEST PENDING",
     ]);
     for cohort in answer.cohorts {
-        let about = [
-            cohort.source,
-            cohort.cohort_id,
-            or_nothing(cohort.name),
-            cohort.trait_key,
-            cohort.members.to_string(),
-            or_nothing(cohort.last_heard_at.map(moment)),
-            or_nothing(cohort.session.map(session)),
-        ];
-        for delivery in one_at_least(cohort.destinations) {
-            let delivered = match delivery {
-                Some(delivery) => [
-                    delivery.name,
-                    delivery.written.to_string(),
-                    delivery.pending.to_string(),
-                    delivery.dead.to_string(),
-                    or_nothing(delivery.oldest_pending_seconds.map(|s| format!("{s:.0}s"))),
-                ],
-                None => [const { String::new() }; 5].map(|_| NOTHING.to_owned()),
+        let deliveries: Vec<_> = cohort
+            .destinations
+            .iter()
+            .map(|delivery| (state(&cohort, delivery.ready), delivery))
+            .collect();
+        for delivery in one_at_least(deliveries) {
+            let (state, delivered) = match delivery {
+                Some((state, delivery)) => (
+                    state,
+                    [
+                        delivery.name.clone(),
+                        delivery.written.to_string(),
+                        delivery.pending.to_string(),
+                        delivery.dead.to_string(),
+                        or_nothing(delivery.oldest_pending_seconds.map(|s| format!("{s:.0}s"))),
+                    ],
+                ),
+                None => (
+                    state(&cohort, None),
+                    [const { String::new() }; 5].map(|_| NOTHING.to_owned()),
+                ),
             };
-            let [a, b, c, d, e, f, g] = about.clone();
             let [h, i, j, k, l] = delivered;
-            table.push([a, b, c, d, e, f, g, h, i, j, k, l]);
+            table.push([
+                cohort.source.clone(),
+                cohort.cohort_id.clone(),
+                or_nothing(cohort.name.as_ref()),
+                cohort.trait_key.clone(),
+                cohort.members.to_string(),
+                state,
+                or_nothing(cohort.last_heard_at.as_ref().map(moment)),
+                or_nothing(cohort.session.as_ref().map(session)),
+                h,
+                i,
+                j,
+                k,
+                l,
+            ]);
         }
     }
     table.to_string()
+}
+
+/// The most urgent of what the service says of a cohort; nothing where it says too little.
+fn state(cohort: &Cohort, ready: Option<bool>) -> String {
+    let standing = match cohort.state.as_deref() {
+        Some("followed") => CohortStanding::Followed,
+        Some("retiring") => CohortStanding::Retiring,
+        Some("retired") => CohortStanding::Retired,
+        _ => return NOTHING.to_owned(),
+    };
+    let held = cohort.held_removals.as_ref().map_or(0, |held| held.held);
+    let needs_full_sync = cohort.needs_full_sync.is_some();
+    CohortState::of(standing, held, needs_full_sync, ready.unwrap_or(true)).to_string()
+}
+
+fn held_removals(answer: Held) -> String {
+    if answer.held == 0 {
+        return "no removals are held".to_owned();
+    }
+    let mut text = counted(answer.held, "removal is held", "removals are held");
+    if let Some(since) = answer.since.as_ref().map(moment) {
+        text.push_str(&format!(" since {since}"));
+    }
+    if let Some(session) = answer.session {
+        text.push_str(&format!(" (session {session})"));
+    }
+    printable(&text)
 }
 
 fn member(answer: Member) -> String {
@@ -253,7 +338,7 @@ fn dead_letters(answer: DeadLetters) -> String {
             letter.cohort_id,
             letter.trait_key,
             letter.member.to_string(),
-            or_nothing(letter.since.map(moment)),
+            or_nothing(letter.since.as_ref().map(moment)),
             letter.error,
         ]);
     }
@@ -269,18 +354,18 @@ fn one_at_least<T>(deliveries: Vec<T>) -> Vec<Option<T>> {
     }
 }
 
-fn session(session: Session) -> String {
-    match (session.completed_at, session.pages_total) {
+fn session(session: &Session) -> String {
+    match (&session.completed_at, session.pages_total) {
         (Some(_), _) => format!("{} complete", session.action),
         (None, Some(total)) => format!("{} {}/{total}", session.action, session.pages_received),
         (None, None) => format!("{} {}", session.action, session.pages_received),
     }
 }
 
-fn moment(moment: Moment) -> String {
+fn moment(moment: &Moment) -> String {
     match moment {
-        Moment::Text(text) => text,
-        Moment::Millis(millis) => utc(millis),
+        Moment::Text(text) => text.clone(),
+        Moment::Millis(millis) => utc(*millis),
     }
 }
 

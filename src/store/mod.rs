@@ -13,17 +13,22 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::clock::Millis;
-use crate::cohort::{Action, DestinationName, OnLeave, SourceName, Target, Told};
-use crate::mixpanel::Page;
-use crate::roster::{Damaged, Roster};
-use crate::trait_key::TraitKeyTemplate;
+use crate::cohort::{Action, DestinationName, Half, OnLeave, SourceName, Target, Told};
+use crate::guard::RemovalGuard;
+use crate::layers::Word;
+use crate::mixpanel::{IdentifierRules, Page};
+use crate::roster::{Damaged, PersonHash, Roster};
+use crate::run::{self, Fate};
+use crate::sorted::{Items, Roles};
+use crate::trait_key::{ExplicitKey, TraitKeyTemplate};
 
 pub mod sqlite;
 mod views;
 
 pub use views::{
-    CohortView, DeadLetter, DeadLetterFilter, DeliveryState, DeliveryView, MembershipDelivery,
-    MembershipView, SessionView,
+    CohortStanding, CohortView, DeadLetter, DeadLetterFilter, DeliveryState, DeliveryView,
+    FullSyncReason, HeldRemovals, HoldDecision, MembershipDelivery, MembershipView, RunCounts,
+    SessionView,
 };
 
 /// How long a session may stay silent before it can no longer take effect: Mixpanel keeps the
@@ -33,6 +38,10 @@ pub const SESSION_EXPIRES: std::time::Duration = std::time::Duration::from_secs(
 /// A cohort's number in this ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CohortRef(pub i64);
+
+/// A trait's number in this ledger: a trait key, whosever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TraitRef(pub i64);
 
 /// A session's number in this ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,6 +61,18 @@ pub enum StoreError {
         /// The ledger's file.
         path: String,
         /// ` (process 12)` where it is known.
+        holder: String,
+    },
+    /// The settings give a key that somebody else has.
+    #[error(
+        "the trait key {key:?} cannot be given to {cohort}: {holder} has it; give that cohort a key of its own in the settings file too, or choose another"
+    )]
+    KeyTaken {
+        /// The key.
+        key: String,
+        /// To whom it should be given.
+        cohort: String,
+        /// Who has it.
         holder: String,
     },
     /// A newer version of the program wrote the ledger.
@@ -113,6 +134,25 @@ pub struct SourceRules {
     pub name: SourceName,
     /// How the trait key of a new cohort is made.
     pub trait_key: TraitKeyTemplate,
+    /// Keys that the settings give.
+    pub explicit_keys: Vec<ExplicitKey>,
+    /// The rules by which its people are identified now, as pages carry them.
+    pub identified_by: Arc<str>,
+    /// When removals are held.
+    pub hold_removals_above: Option<RemovalGuard>,
+}
+
+impl SourceRules {
+    /// A source for which the settings say nothing in particular.
+    pub fn named(name: &str) -> Self {
+        SourceRules {
+            name: SourceName::from(name),
+            trait_key: TraitKeyTemplate::default(),
+            explicit_keys: Vec::new(),
+            identified_by: IdentifierRules::default().describe(),
+            hold_removals_above: None,
+        }
+    }
 }
 
 /// A destination's rules that the ledger needs.
@@ -131,14 +171,16 @@ pub struct DestinationRules {
 /// What happened when pages were taken out of the inbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Assembled {
-    /// Pages taken.
+    /// Pages taken, and notes of refused ones.
     pub pages: usize,
+    /// Of those, notes.
+    pub notes: usize,
     /// Whether a session became whole and waits for [`Store::apply`].
     pub whole: bool,
 }
 
 /// A session all of whose pages are there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct WholeSession {
     /// Its number.
     pub session: SessionRef,
@@ -146,10 +188,58 @@ pub struct WholeSession {
     pub cohort: CohortRef,
     /// What it does to the cohort.
     pub effect: Effect,
+    /// Its run.
+    pub run: i64,
     /// Everything up to and with this identifier has been applied.
     pub applied_through: Option<String>,
     /// Numbers of its pages, ascending.
     pub pages: Vec<u32>,
+    /// The halves of runs that it finds, in the order in which they became whole.
+    pub layers: Vec<FoundLayer>,
+    /// Sessions that never became whole, and may speak against the layers.
+    pub witnesses: Vec<Witness>,
+    /// What becomes of it and of the layers; `None` before it was judged.
+    pub judgement: Option<Judgement>,
+    /// When its removals are to be held.
+    pub guard: Option<RemovalGuard>,
+    /// People whose trait is wanted before it takes effect.
+    pub population: u64,
+    /// Whether its people may have other identifiers than their distinct ids.
+    pub maps_people: bool,
+}
+
+/// Half of a run that took effect and may be taken back.
+#[derive(Clone, Debug)]
+pub struct FoundLayer {
+    /// Its number.
+    pub session: SessionRef,
+    /// Numbers of its pages.
+    pub pages: Vec<u32>,
+    /// What it says and what is asked of it.
+    pub layer: run::Layer,
+}
+
+/// A session that ended before it was whole.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    /// Its number.
+    pub session: SessionRef,
+    /// Numbers of its pages.
+    pub pages: Vec<u32>,
+    /// What it says.
+    pub half: Half,
+    /// Its run.
+    pub run: i64,
+}
+
+/// What is decided once before a session takes effect; kept, so that a kill in the middle changes
+/// nothing about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// What becomes of each layer, in order.
+    pub fates: Vec<Fate>,
+    /// Whether those who leave keep their trait until somebody decides.
+    pub holds_removals: bool,
 }
 
 /// What a whole session does to a cohort.
@@ -157,22 +247,54 @@ pub struct WholeSession {
 pub enum Effect {
     /// The session's people are the cohort.
     Replace,
-    /// The session's people are in the cohort.
-    Add,
-    /// The session's people are not in the cohort.
-    Remove,
+    /// One half of a run.
+    Half(Half),
+    /// A page that stands alone: its people are (not) in the cohort.
+    Alone(Half),
 }
 
 impl Effect {
-    /// The effect of a whole session; a `members` page that cannot prove to be everything only adds.
-    pub fn of(action: Action, proves_completeness: bool) -> Self {
-        match action {
-            Action::Members if proves_completeness => Effect::Replace,
-            Action::Members | Action::AddMembers => Effect::Add,
-            Action::RemoveMembers => Effect::Remove,
+    /// The effect of a session that is told by its pages.
+    pub fn of(action: Action) -> Self {
+        Half::of(action).map_or(Effect::Replace, Effect::Half)
+    }
+
+    /// The effect of a page that stands alone; one of a full sync, which cannot prove to be
+    /// everything, only adds.
+    pub fn of_page_alone(action: Action) -> Self {
+        Effect::Alone(Half::of(action).unwrap_or(Half::Add))
+    }
+
+    /// Whether it is a difference that says of its people that they are in.
+    pub fn brings_in(self) -> bool {
+        matches!(self, Effect::Half(Half::Add) | Effect::Alone(Half::Add))
+    }
+
+    /// Whether it is a difference that says of its people that they are out.
+    pub fn takes_away(self) -> bool {
+        matches!(
+            self,
+            Effect::Half(Half::Remove) | Effect::Alone(Half::Remove)
+        )
+    }
+
+    /// What it says of somebody who is (not) in the session.
+    pub fn word(self, is_in: bool) -> Word {
+        match self {
+            Effect::Replace => Word::Full { is_in },
+            Effect::Half(half) if is_in => Word::Half(half),
+            Effect::Alone(half) if is_in => Word::Alone(half),
+            Effect::Half(_) | Effect::Alone(_) => Word::None,
         }
     }
 }
+
+/// The role of the session's own people in its chunks; layer *n* of the chunk has bit *n*.
+pub const OWN_ROLE: Roles = 1 << 31;
+
+/// Layers that a session can find at most: two of the accepted run and two tentative ones, and as
+/// many again to be safe.
+pub const MOST_LAYERS: usize = 8;
 
 /// A piece of a whole session, in key order.
 #[derive(Clone, Debug)]
@@ -183,21 +305,47 @@ pub struct Chunk {
     pub cohort: CohortRef,
     /// What it does.
     pub effect: Effect,
+    /// The layers that have a say, in order.
+    pub layers: Vec<ChunkLayer>,
+    /// Whether those who leave keep their trait until somebody decides.
+    pub holds_removals: bool,
     /// Where the piece begins: behind this identifier.
     pub after: Option<String>,
-    /// The session's identifiers of the piece, ascending, each once.
-    pub identifiers: Roster,
-    /// Whether no identifier of the session follows.
+    /// The people of the piece, ascending.
+    pub people: Items,
+    /// Whether nobody follows.
     pub last: bool,
+    /// Whether the session has taken effect with it: else [`Store::finish`] says so.
+    pub finishes: bool,
+}
+
+/// A layer as a chunk needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkLayer {
+    /// Its session.
+    pub session: SessionRef,
+    /// What it says.
+    pub half: Half,
+    /// Whether it is taken back.
+    pub is_dropped: bool,
 }
 
 /// How far a chunk was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// The session is done.
+    /// To its end, and that of the session.
     Done,
     /// Everything up to and with this identifier is done.
     Through(String),
+}
+
+/// How many people a chunk would take the trait from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// People who leave.
+    pub removals: u64,
+    /// How far was counted; `None`: to the end.
+    pub through: Option<String>,
 }
 
 /// One identity taken for one call.
@@ -214,8 +362,8 @@ pub struct Claim {
 /// One trait of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimedTrait {
-    /// The cohort it stands for.
-    pub cohort: CohortRef,
+    /// Its number.
+    pub number: TraitRef,
     /// Its name in Flagsmith.
     pub trait_key: Arc<str>,
     /// The state to bring about.
@@ -298,11 +446,53 @@ pub trait Store: Send + Sync + 'static {
     /// The session that waits to be applied.
     async fn whole_session(&self) -> Result<Option<WholeSession>, StoreError>;
 
-    /// The identifiers of one held page.
+    /// The people of one held page. Where they may have other identifiers than their distinct ids,
+    /// whoever is known goes by the identifier under which the ledger has them: on a full sync's
+    /// page, only those whom it gives none.
     async fn page_roster(&self, session: SessionRef, page: u32) -> Result<Roster, StoreError>;
+
+    /// Takes over the identifiers that the page of an `add_members` session gives: a property is
+    /// what it is, whether or not Mixpanel counts the run. Can be repeated.
+    async fn rename_people(
+        &self,
+        session: SessionRef,
+        page: u32,
+        now: Millis,
+    ) -> Result<(), StoreError>;
+
+    /// Takes over the identifiers of a full sync, in person order. Can be repeated.
+    async fn place_people(
+        &self,
+        cohort: CohortRef,
+        people: Vec<(PersonHash, String)>,
+    ) -> Result<(), StoreError>;
+
+    /// How many people a piece of a whole session would take the trait from; changes nothing.
+    async fn count_removals(&self, chunk: Chunk) -> Result<Counted, StoreError>;
+
+    /// Writes down what becomes of a whole session and of the layers that it finds.
+    async fn judge(
+        &self,
+        session: SessionRef,
+        layers: Vec<SessionRef>,
+        judgement: Judgement,
+    ) -> Result<(), StoreError>;
 
     /// Makes a piece of a whole session true in the ledger.
     async fn apply(&self, chunk: Chunk, now: Millis) -> Result<Applied, StoreError>;
+
+    /// The session has taken effect.
+    async fn finish(&self, session: SessionRef, now: Millis) -> Result<(), StoreError>;
+
+    /// Carries out an operator's order on about `limit` people: held removals that were decided on,
+    /// a cohort that is retired. Returns whether there was one.
+    async fn carry_out(&self, limit: usize, now: Millis) -> Result<bool, StoreError>;
+
+    /// Gives every cohort the trait key that the settings give it; for each one that changes, the
+    /// old trait leaves. To be called before anything else is done with the ledger.
+    ///
+    /// Fails with [`StoreError::KeyTaken`] where a key belongs to a cohort that keeps it.
+    async fn adopt_keys(&self, now: Millis) -> Result<(), StoreError>;
 
     /// Ends sessions that nothing was heard of for [`SESSION_EXPIRES`], and drops at most `limit`
     /// pages of ended ones. Returns how much it did; zero when there is nothing left.
@@ -353,6 +543,33 @@ pub trait Store: Send + Sync + 'static {
         cohort_id: &str,
         now: Millis,
     ) -> Result<Option<u64>, StoreError>;
+
+    /// Says that a page of a known sender was answered with our own trouble: evidence that Mixpanel
+    /// does not take the run for a success. Durable no sooner than the next [`Store::append`].
+    fn note_refused(&self, source: &SourceName, page: &Page, now: Millis);
+
+    /// Decides on the removals of a cohort that are held; how many there are, `None` where there
+    /// is no such cohort. They are carried out by the fold.
+    async fn decide_held(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        decision: HoldDecision,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError>;
+
+    /// Lets every member of a cohort leave, and then forgets it but for its trait key; how many
+    /// members it has, `None` where there is no such cohort. Carried out by the fold.
+    async fn retire(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError>;
+
+    /// Erases one person from the ledger, and with `traits` from Flagsmith too; returns of how many
+    /// cohorts anything was known.
+    async fn forget(&self, identifier: &str, traits: bool, now: Millis) -> Result<u64, StoreError>;
 
     /// A random name of this ledger, made when it was created.
     fn ledger_id(&self) -> &str;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::clock::Millis;
 use crate::cohort::{Action, DestinationName, SourceName};
+use crate::mixpanel::SetAside;
 
 /// A cohort as the admin API shows it.
 #[derive(Clone, Debug)]
@@ -16,6 +17,10 @@ pub struct CohortView {
     pub project_id: String,
     /// The name last heard.
     pub name: String,
+    /// The name before that, where the cohort was renamed.
+    pub former_name: Option<String>,
+    /// Whether it is followed, or retired.
+    pub standing: CohortStanding,
     /// Fixed at first sight.
     pub trait_key: Arc<str>,
     /// People in it.
@@ -26,8 +31,71 @@ pub struct CohortView {
     pub last_heard_at: Millis,
     /// The session last heard.
     pub session: Option<SessionView>,
+    /// Why who is in it here may not be who is in it in Mixpanel until the next full sync; `None`
+    /// where there is no reason to think so.
+    pub needs_full_sync: Option<FullSyncReason>,
+    /// Leavers whose trait stays `true` until somebody decides.
+    pub held: Option<HeldRemovals>,
+    /// Members that cannot have the trait, by reason: of the last full sync and all joins since.
+    pub set_aside: Vec<(SetAside, u64)>,
+    /// Runs of differences, by what became of them.
+    pub runs: RunCounts,
     /// What each destination knows of it.
     pub destinations: Vec<DeliveryView>,
+}
+
+/// Whether a cohort is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CohortStanding {
+    /// Its pages take effect.
+    Followed,
+    /// Retired, and its leavers are not all delivered yet.
+    Retiring,
+    /// Forgotten but for its trait key; a whole full sync brings it back.
+    Retired,
+}
+
+/// Why a cohort needs a full sync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FullSyncReason {
+    /// Its people were identified by other rules than the settings' now.
+    IdentifiedOtherwise {
+        /// The rules of its last full sync.
+        was: String,
+        /// The rules of the settings.
+        now: String,
+    },
+}
+
+/// Removals that wait for a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldRemovals {
+    /// People whose trait stays `true`.
+    pub held: u64,
+    /// Mixpanel's id of the session that would remove them (the last one); empty where it has none.
+    pub session: String,
+    /// Since when the first of them are held.
+    pub since: Millis,
+}
+
+/// Runs of differences, by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunCounts {
+    /// Both halves came.
+    pub accepted: u64,
+    /// Begun again by Mixpanel before both halves had come: taken back.
+    pub dropped: u64,
+    /// Accepted, then contradicted by the next: taken back.
+    pub undone: u64,
+}
+
+/// An operator's decision on held removals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldDecision {
+    /// They are right: the traits go.
+    Approve,
+    /// They are wrong: the traits stay until the next full sync.
+    Discard,
 }
 
 /// A session as the admin API shows it.
@@ -58,6 +126,9 @@ pub struct DeliveryView {
     pub dead: u64,
     /// When the oldest pending change was made.
     pub oldest_pending_at: Option<Millis>,
+    /// Whether the cohort's first session is whole and delivered: until then, a person without the
+    /// trait is not known to be outside the cohort.
+    pub ready: bool,
 }
 
 /// One cohort of one person.

@@ -20,7 +20,6 @@ use cohort_bridge::standin::{Call, Endpoint, Fault, StandIn, StandInOptions, Swi
 use cohort_bridge::status::{BACKLOG_LIMIT_PAGES, DestinationHealth, Health};
 use cohort_bridge::store::sqlite::SqliteStore;
 use cohort_bridge::store::{DestinationRules, Outcome, Settlement, SourceRules, Store};
-use cohort_bridge::trait_key::TraitKeyTemplate;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -815,10 +814,7 @@ impl Impatient {
             linger_ms: 0,
             late_write_ms: 60_000,
         };
-        let source = SourceRules {
-            name: "default".into(),
-            trait_key: TraitKeyTemplate::default(),
-        };
+        let source = SourceRules::named("default");
         let path = folder.path().join("ledger.db");
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open(&path, vec![source], vec![rules]).unwrap());
@@ -943,10 +939,7 @@ async fn the_ledger_says_when_a_retry_is_due() {
         linger_ms: 0,
         late_write_ms: 60_000,
     };
-    let source = SourceRules {
-        name: "default".into(),
-        trait_key: TraitKeyTemplate::default(),
-    };
+    let source = SourceRules::named("default");
     let path = folder.path().join("ledger.db");
     let store: Arc<dyn Store> =
         Arc::new(SqliteStore::open(&path, vec![source], vec![rules]).unwrap());

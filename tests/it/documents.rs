@@ -77,6 +77,7 @@ fn the_admin_api_table_is_the_programs() {
     let readme = text_of("README.md");
     let written: BTreeSet<String> = rows(&readme, "| `GET /")
         .chain(rows(&readme, "| `POST /"))
+        .chain(rows(&readme, "| `DELETE /"))
         .map(|cells| cells[0].to_owned())
         .collect();
 
@@ -197,7 +198,17 @@ fn every_command_shown_is_one_that_the_program_takes() {
             }
         }
     }
-    for command in ["demo", "serve", "check", "replay", "cohorts", "resync"] {
+    for command in [
+        "demo",
+        "serve",
+        "check",
+        "replay",
+        "cohorts",
+        "resync",
+        "retire",
+        "held-removals",
+        "forget",
+    ] {
         assert!(seen.contains(command), "{command} is shown nowhere");
     }
 }

@@ -17,10 +17,7 @@ use crate::support::{fast_temp_dir, open_ledger};
 const NOW: i64 = 1_800_000_000_000;
 
 fn open(path: &Path) -> Arc<SqliteStore> {
-    let source = SourceRules {
-        name: SourceName::from("default"),
-        trait_key: Default::default(),
-    };
+    let source = SourceRules::named("default");
     let destination = DestinationRules {
         name: DestinationName::from("default"),
         on_leave: Default::default(),

@@ -7,9 +7,10 @@ use cohort_bridge::cohort::{Action, DestinationName, SourceName};
 use cohort_bridge::fold::Fold;
 use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
 use cohort_bridge::roster::Roster;
+use cohort_bridge::sorted::Sorter;
 use cohort_bridge::store::sqlite::SqliteStore;
 use cohort_bridge::store::{
-    Chunk, DeadLetterFilter, DestinationRules, Outcome, Settlement, SourceRules, Store,
+    Chunk, DeadLetterFilter, DestinationRules, OWN_ROLE, Outcome, Settlement, SourceRules, Store,
 };
 
 use crate::support::{eventually, fast_temp_dir, open_ledger};
@@ -28,10 +29,7 @@ fn name() -> DestinationName {
 impl Ledger {
     fn new() -> Self {
         let folder = fast_temp_dir();
-        let source = SourceRules {
-            name: SourceName::from("default"),
-            trait_key: Default::default(),
-        };
+        let source = SourceRules::named("default");
         let destination = DestinationRules {
             name: name(),
             on_leave: Default::default(),
@@ -101,13 +99,19 @@ async fn a_change_in_the_transaction_of_the_claim_is_not_forgotten() {
     ledger.append("8", "two", 1, 1, &people(1)).await;
     store.assemble(10, NOW).await.unwrap();
     let whole = store.whole_session().await.unwrap().unwrap();
+    let mut sorter = Sorter::default();
+    let roster = store.page_roster(whole.session, 1).await.unwrap();
+    sorter.add(&roster, OWN_ROLE).unwrap();
     let chunk = Chunk {
         session: whole.session,
         cohort: whole.cohort,
         effect: whole.effect,
+        layers: Vec::new(),
+        holds_removals: false,
         after: None,
-        identifiers: store.page_roster(whole.session, 1).await.unwrap(),
+        people: sorter.finish().unwrap().take(10, None).unwrap(),
         last: true,
+        finishes: true,
     };
     // The writer takes what waits into one transaction.
     let name = name();

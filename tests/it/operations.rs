@@ -147,6 +147,8 @@ fn help_names_every_setting_with_variable_and_default() {
         "check",
         "dead-letters",
         "resync",
+        "retire",
+        "held-removals",
         "cohorts",
         "member",
         "forget",

@@ -132,9 +132,9 @@ async fn a_newer_session_supersedes_an_unfinished_one_of_its_action_alone() {
         &service,
         &[
             full("older", (1, 2), &["lost"]),
+            full("newer", (1, 2), &["ann", "bob"]),
             page("remove_members", "c", "half", (1, 2), &["ann"]),
             page("add_members", "c", "older", (1, 2), &["sue"]),
-            full("newer", (1, 2), &["ann", "bob"]),
             full("older", (2, 2), &["lost too"]),
         ],
     )

@@ -1,5 +1,7 @@
 //! What the tests share.
 
+pub mod bench;
+pub mod ledger;
 pub mod pages;
 pub mod process;
 pub mod service;

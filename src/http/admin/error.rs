@@ -36,6 +36,15 @@ pub enum AdminError {
     /// The ledger does not know the cohort.
     #[error("no such cohort")]
     UnknownCohort,
+    /// The ledger does not know the person.
+    #[error("nothing is known of this person")]
+    UnknownPerson,
+    /// The query of a `DELETE` is another.
+    #[error("send no query, or ?traits=delete to have the traits removed from Flagsmith too")]
+    ForgetQuery,
+    /// The body is no decision.
+    #[error(r#"send {{"decision":"approve"}} or {{"decision":"discard"}} ({0})"#)]
+    Decision(#[source] serde_json::Error),
     /// The body is not what the call takes.
     #[error("the body is not understood: {0}")]
     Body(#[from] serde_json::Error),
@@ -57,9 +66,13 @@ impl ResponseError for AdminError {
             AdminError::TokenNeeded | AdminError::ForeignHost | AdminError::ForeignOrigin => {
                 StatusCode::FORBIDDEN
             }
-            AdminError::NotFound | AdminError::UnknownCohort => StatusCode::NOT_FOUND,
+            AdminError::NotFound | AdminError::UnknownCohort | AdminError::UnknownPerson => {
+                StatusCode::NOT_FOUND
+            }
             AdminError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            AdminError::Body(_) => StatusCode::BAD_REQUEST,
+            AdminError::ForgetQuery | AdminError::Decision(_) | AdminError::Body(_) => {
+                StatusCode::BAD_REQUEST
+            }
             AdminError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             AdminError::Interrupted(_) | AdminError::Metrics(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR

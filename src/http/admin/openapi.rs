@@ -5,6 +5,7 @@ use utoipa::openapi::OpenApi as Tree;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
+use super::cohorts;
 use super::views::{DeadLetterOrder, ErrorReply};
 use crate::http::{admin, health};
 
@@ -19,9 +20,13 @@ use crate::http::{admin, health};
         admin::metrics,
         admin::openapi::openapi,
         admin::status,
-        admin::cohorts,
-        admin::resync,
+        cohorts::cohorts,
+        cohorts::resync,
+        cohorts::held_removals,
+        cohorts::decide_held_removals,
+        cohorts::retire,
         admin::member,
+        admin::forget,
         admin::dead_letters,
         admin::retry_dead_letters,
         admin::drop_dead_letters,
@@ -83,7 +88,7 @@ pub async fn openapi() -> impl Responder {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use actix_web::http::Method;
     use actix_web::http::header::CONTENT_TYPE;
@@ -95,7 +100,8 @@ mod tests {
     use crate::http::ADMIN_ROUTES;
     use crate::http::admin::tests::Desk;
     use crate::http::admin::views::*;
-    use crate::store::StoreError;
+    use crate::http::stub_store::{cohort, troubled_cohort};
+    use crate::store::{RunCounts, StoreError};
 
     struct Call {
         method: Method,
@@ -110,6 +116,14 @@ mod tests {
                 .replace("{source}", "default")
                 .replace("{cohort_id}", "7")
                 .replace("{identifier}", "usr_1")
+        }
+
+        /// A body that is right, where the call takes one.
+        fn right_body(&self) -> &'static str {
+            match self.operation["requestBody"]["required"] {
+                Value::Bool(true) => r#"{"decision": "discard"}"#,
+                _ => "",
+            }
         }
 
         fn needs_token(&self) -> bool {
@@ -211,7 +225,14 @@ mod tests {
                         }
                     }
                 }
-                "additionalProperties" => assert_eq!(*rule, false),
+                "propertyNames" => assert_eq!(*rule, json!({"type": "string"})),
+                "additionalProperties" if *rule == false => {}
+                "additionalProperties" => {
+                    assert!(schema["properties"].is_null(), "{schema}");
+                    for value in value.as_object().into_iter().flat_map(|map| map.values()) {
+                        fits(document, rule, value)?;
+                    }
+                }
                 other => panic!("keyword {other}"),
             }
         }
@@ -251,7 +272,7 @@ mod tests {
         let written: BTreeSet<&str> = calls.iter().map(|call| call.path.as_str()).collect();
         let real: BTreeSet<&str> = ADMIN_ROUTES.iter().map(|(path, _)| *path).collect();
         assert_eq!(written, real);
-        // One call a path: the method is then right if the call is answered.
+        // As many calls as routes: the methods are then right if the calls are answered.
         assert_eq!(calls.len(), ADMIN_ROUTES.len());
     }
 
@@ -260,23 +281,28 @@ mod tests {
         let document = document();
         for call in calls(&document) {
             let path = call.real_path();
+            let body = call.right_body();
             let mut seen = BTreeSet::new();
 
             let desk = Desk::on_loopback();
-            assert_eq!(ask(&desk, &document, &call, &path, "").await, 200, "{path}");
+            *desk.store.cohorts.lock().unwrap() = vec![troubled_cohort("7"), cohort("9")];
+            let answered = ask(&desk, &document, &call, &path, body).await;
+            assert_eq!(answered, 200, "{path}");
             seen.insert(200);
-            let other = path.replace("/7/", "/8/");
-            seen.insert(ask(&desk, &document, &call, &other, "").await);
+            let other = path.replace("/7/", "/8/").replace("usr_1", "usr_2");
+            seen.insert(ask(&desk, &document, &call, &other, body).await);
             seen.insert(ask(&desk, &document, &call, &path, "[]").await);
+            let odd = format!("{path}?traits=keep");
+            seen.insert(ask(&desk, &document, &call, &odd, body).await);
             desk.store.fail_with(Some(|| StoreError::Full));
-            seen.insert(ask(&desk, &document, &call, &path, "").await);
+            seen.insert(ask(&desk, &document, &call, &path, body).await);
 
             let guarded = Desk::at("0.0.0.0:9090", Some("tok-en"));
-            let status = ask(&guarded, &document, &call, &path, "").await;
+            let status = ask(&guarded, &document, &call, &path, body).await;
             assert_eq!(status == 401, call.needs_token(), "{path}");
             seen.insert(status);
             let closed = Desk::at("0.0.0.0:9090", None);
-            seen.insert(ask(&closed, &document, &call, &path, "").await);
+            seen.insert(ask(&closed, &document, &call, &path, body).await);
 
             let documented = call.operation["responses"].as_object().unwrap().keys();
             for status in documented.map(|status| status.parse().unwrap()) {
@@ -292,14 +318,13 @@ mod tests {
         let document = document();
         for call in calls(&document) {
             let body = &call.operation["requestBody"];
-            assert_eq!(
-                body.is_object(),
-                call.path.starts_with("/api/v1/dead-letters/")
-            );
+            let is_filter = call.path.starts_with("/api/v1/dead-letters/");
+            let is_decision = call.method == Method::POST && call.path.ends_with("/held-removals");
+            assert_eq!(body.is_object(), is_filter || is_decision, "{}", call.path);
             if body.is_null() {
                 continue;
             }
-            assert_eq!(body["required"], Value::Null);
+            assert_eq!(body["required"] == true, is_decision, "{}", call.path);
             let schema = &body["content"]["application/json"]["schema"];
             for order in [
                 json!({}),
@@ -307,11 +332,18 @@ mod tests {
                 json!({"destination": null}),
                 json!({"destination": 1}),
                 json!({"identifer": "usr_1"}),
+                json!({"decision": "approve"}),
+                json!({"decision": "discard"}),
+                json!({"decision": "keep"}),
+                json!({"decision": null}),
+                json!({"decision": "approve", "identifier": "usr_1"}),
+                json!(["approve"]),
                 json!([]),
                 json!(null),
             ] {
                 let desk = Desk::on_loopback();
-                let status = ask(&desk, &document, &call, &call.path, &order.to_string()).await;
+                let path = call.real_path();
+                let status = ask(&desk, &document, &call, &path, &order.to_string()).await;
                 let fits = fits(&document, schema, &order).is_ok();
                 assert_eq!(status, if fits { 200 } else { 400 }, "{order}");
             }
@@ -327,6 +359,7 @@ mod tests {
             pending: 0,
             dead: 0,
             oldest_pending_seconds: None,
+            ready: true,
         };
         let session = SessionReply {
             id: None,
@@ -340,10 +373,16 @@ mod tests {
             cohort_id: "7".into(),
             project_id: "1".into(),
             name: "Seven".into(),
+            former_name: None,
+            state: StandingWord::Retiring,
             trait_key: "seven".into(),
             members: 0,
             last_heard_at: "1970-01-01T00:00:00.000Z".into(),
             session,
+            needs_full_sync: None,
+            held_removals: None,
+            set_aside: BTreeMap::new(),
+            runs: RunCounts::default().into(),
             destinations: vec![delivery.clone()],
         };
         let destination = DestinationReply {
@@ -356,6 +395,7 @@ mod tests {
             ("CohortReply", json!(cohort(None))),
             ("CohortReply", json!(cohort(Some(session)))),
             ("DestinationReply", json!(destination)),
+            ("HeldRemovalsReply", json!(HeldRemovalsReply::of(None))),
             ("DeadLetterOrder", json!(DeadLetterOrder::default())),
         ] {
             let schema = &document["components"]["schemas"][name];
@@ -406,11 +446,20 @@ mod tests {
             let written: Vec<&str> = parameters
                 .into_iter()
                 .flatten()
-                .inspect(|one| {
-                    assert_eq!(
-                        (&one["in"], &one["required"]),
-                        (&json!("path"), &json!(true))
-                    )
+                .filter(|one| match one["in"].as_str().unwrap() {
+                    "path" => {
+                        assert_eq!(one["required"], true);
+                        true
+                    }
+                    "query" => {
+                        assert_eq!(
+                            (&one["name"], &one["required"]),
+                            (&json!("traits"), &json!(false))
+                        );
+                        assert_eq!(call.method, Method::DELETE);
+                        false
+                    }
+                    other => panic!("a parameter in {other}"),
                 })
                 .map(|one| one["name"].as_str().unwrap())
                 .collect();

@@ -1,15 +1,17 @@
 //! The admin API's JSON: what the listener writes is what the command line reads.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
-use crate::clock::Millis;
-use crate::cohort::Action;
 use crate::rfc3339;
-use crate::status::{DestinationStatus, oldest_pending_ms};
-use crate::store::{
-    CohortView, DeadLetter, DeliveryState, DeliveryView, MembershipDelivery, MembershipView,
-    SessionView,
+use crate::status::DestinationStatus;
+use crate::store::{DeadLetter, DeliveryState, MembershipDelivery, MembershipView};
+
+mod cohort;
+
+pub use cohort::{
+    CohortReply, CohortsReply, Decided, Decision, DecisionOrder, DeliveryReply, FullSyncReply,
+    HeldRemovalsReply, Retiring, RunsReply, SessionReply, StandingWord,
 };
 
 /// The answer to a probe.
@@ -63,126 +65,6 @@ impl From<DestinationStatus> for DestinationReply {
             state: status.state.as_str().to_owned(),
             reason: status.state.reason().map(str::to_owned),
             in_flight: status.in_flight,
-        }
-    }
-}
-
-/// The cohorts heard of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct CohortsReply {
-    /// In order of source and id.
-    pub cohorts: Vec<CohortReply>,
-}
-
-impl CohortsReply {
-    /// The cohorts as they are at `now`.
-    pub fn of(cohorts: Vec<CohortView>, now: Millis) -> Self {
-        CohortsReply {
-            cohorts: cohorts
-                .into_iter()
-                .map(|cohort| CohortReply::of(cohort, now))
-                .collect(),
-        }
-    }
-}
-
-/// One cohort.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct CohortReply {
-    /// Its source.
-    pub source: String,
-    /// Mixpanel's id.
-    pub cohort_id: String,
-    /// Mixpanel's project.
-    pub project_id: String,
-    /// The name last heard.
-    pub name: String,
-    /// Flagsmith's trait for it.
-    pub trait_key: String,
-    /// People in it.
-    pub members: u64,
-    /// When a page of it last arrived, RFC 3339.
-    pub last_heard_at: String,
-    /// The session last heard.
-    #[schema(required)]
-    pub session: Option<SessionReply>,
-    /// What each destination knows of it.
-    pub destinations: Vec<DeliveryReply>,
-}
-
-impl CohortReply {
-    fn of(cohort: CohortView, now: Millis) -> Self {
-        CohortReply {
-            source: cohort.source.to_string(),
-            cohort_id: cohort.cohort_id,
-            project_id: cohort.project_id,
-            name: cohort.name,
-            trait_key: cohort.trait_key.to_string(),
-            members: cohort.members,
-            last_heard_at: rfc3339::utc(cohort.last_heard_at),
-            session: cohort.session.map(SessionReply::from),
-            destinations: cohort
-                .destinations
-                .iter()
-                .map(|delivery| DeliveryReply::of(delivery, now))
-                .collect(),
-        }
-    }
-}
-
-/// The session of a cohort last heard.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct SessionReply {
-    /// Mixpanel's id; null for a page without one.
-    #[schema(required)]
-    pub id: Option<String>,
-    /// What it asks for.
-    pub action: Action,
-    /// Pages held.
-    pub pages_received: u32,
-    /// Pages there are.
-    pub pages_total: u32,
-    /// When it took effect, RFC 3339.
-    #[schema(required)]
-    pub completed_at: Option<String>,
-}
-
-impl From<SessionView> for SessionReply {
-    fn from(session: SessionView) -> Self {
-        SessionReply {
-            id: Some(session.id).filter(|id| !id.is_empty()),
-            action: session.action,
-            pages_received: session.pages_received,
-            pages_total: session.pages_total,
-            completed_at: session.completed_at.map(rfc3339::utc),
-        }
-    }
-}
-
-/// What one destination knows of one cohort.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct DeliveryReply {
-    /// Which destination.
-    pub name: String,
-    /// Members whose trait is known to be `true` there.
-    pub written: u64,
-    /// People whose trait is not yet as wanted.
-    pub pending: u64,
-    /// People whose trait cannot be written.
-    pub dead: u64,
-    /// Age of the oldest pending change; null where there is none.
-    #[schema(required)]
-    pub oldest_pending_seconds: Option<i64>,
-}
-
-impl DeliveryReply {
-    fn of(delivery: &DeliveryView, now: Millis) -> Self {
-        DeliveryReply {
-            name: delivery.name.to_string(),
-            written: delivery.written,
-            pending: delivery.pending,
-            dead: delivery.dead,
-            oldest_pending_seconds: oldest_pending_ms(delivery, now).map(|ms| ms / 1_000),
         }
     }
 }
@@ -283,6 +165,31 @@ impl From<DeliveryState> for DeliveryWord {
             DeliveryState::Dead => DeliveryWord::Dead,
         }
     }
+}
+
+/// The query of forgetting a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ForgetQuery {
+    /// Has the traits removed from Flagsmith too; without it they stay there as they are.
+    #[param(inline)]
+    pub traits: Option<TraitsOfTheForgotten>,
+}
+
+/// What becomes of the traits of a forgotten person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TraitsOfTheForgotten {
+    /// They are removed from Flagsmith.
+    Delete,
+}
+
+/// The answer to forgetting a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Forgotten {
+    /// Cohorts of which anything was known.
+    pub forgotten: u64,
 }
 
 /// The traits that could not be written.

@@ -1,24 +1,8 @@
-//! Text that goes into the page: figures as people read them, and everything else escaped.
+//! Text that goes into the page: ages as people read them, and everything else escaped.
 
 use std::fmt::{self, Display, Formatter, Write};
 
 use crate::clock::Millis;
-
-/// With a comma between thousands.
-pub struct Number(pub u64);
-
-impl Display for Number {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        for (index, digit) in digits.chars().enumerate() {
-            if index > 0 && (digits.len() - index).is_multiple_of(3) {
-                f.write_char(',')?;
-            }
-            f.write_char(digit)?;
-        }
-        Ok(())
-    }
-}
 
 /// Milliseconds, in the largest unit that does not read as nought; never negative.
 pub struct Age(pub Millis);
@@ -69,15 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_ages_read_well() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1_000, "1,000"),
-            (1_234_567, "1,234,567"),
-        ] {
-            assert_eq!(Number(number).to_string(), text);
-        }
+    fn ages_read_well() {
         for (ms, text) in [
             (-5, "0 s"),
             (59_999, "59 s"),

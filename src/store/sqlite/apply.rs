@@ -1,12 +1,17 @@
 //! Making a whole session true: who is a member, and what each destination therefore does not
 //! know yet.
 
-use rusqlite::{OptionalExtension, params};
+use std::iter::Peekable;
+
+use rusqlite::{Connection, params};
 
 use super::ledger::Ledger;
-use super::sessions::effect_from;
+use super::membership::{Change, Person, Standing, decide};
 use crate::clock::Millis;
-use crate::store::{Applied, Chunk, CohortRef, Effect, SessionRef, StoreError, WholeSession};
+use crate::layers::Mark;
+use crate::roster::PersonHash;
+use crate::sorted::Item;
+use crate::store::{Applied, Chunk, ChunkLayer, CohortRef, Counted, Effect, StoreError};
 
 /// Rows of the ledger that one chunk may look at. Replacing ten million by nobody must not become
 /// one transaction.
@@ -14,62 +19,33 @@ const ROWS_A_CHUNK: usize = 4_096;
 
 /// The people of a cohort behind one identifier and up to another, either of which may be missing.
 /// A blob sorts behind every text; an OR in its place would walk to the cohort's end.
-const RANGE: &str = "SELECT identifier, member FROM member
+const RANGE: &str = "SELECT identifier, person, standing FROM member
      WHERE cohort = ?1 AND identifier > coalesce(?2, '') AND identifier <= coalesce(?3, x'')
-     ORDER BY identifier LIMIT ?4";
+     ORDER BY identifier, person";
 
-/// One person's change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) member: bool,
-    /// What the ledger said before: `None` where it knew nothing.
-    pub(super) was: Option<bool>,
-}
+/// The people behind one identifier.
+const BEHIND: &str =
+    "SELECT person, standing FROM member WHERE cohort = ?1 AND identifier = ?2 ORDER BY person";
 
 impl Ledger {
-    /// The session that waits to be applied.
-    pub fn whole_session(&mut self) -> Result<Option<WholeSession>, StoreError> {
-        let found = self
-            .connection
-            .prepare_cached(
-                "SELECT id, cohort, effect, applied_through FROM session WHERE state = 1 ORDER BY id LIMIT 1",
-            )?
-            .query_row([], |row| {
-                Ok(WholeSession {
-                    session: SessionRef(row.get(0)?),
-                    cohort: CohortRef(row.get(1)?),
-                    effect: effect_from(row.get(2)?),
-                    applied_through: row.get(3)?,
-                    pages: Vec::new(),
-                })
-            })
-            .optional()?;
-        let Some(mut whole) = found else {
-            return Ok(None);
-        };
-        whole.pages = self
-            .connection
-            .prepare_cached(
-                "SELECT page FROM session_page JOIN session ON session.id = session WHERE session = ?1 AND page <= total_pages ORDER BY page",
-            )?
-            .query_map([whole.session.0], |row| row.get(0))?
-            .collect::<Result<_, _>>()?;
-        Ok(Some(whole))
-    }
-
     /// Makes a piece of a session true.
     pub fn apply(&mut self, chunk: &Chunk, now: Millis) -> Result<Applied, StoreError> {
-        let (changes, through) = match chunk.effect {
-            Effect::Replace => self.compare(chunk)?,
-            Effect::Add => (self.differences(chunk, true)?, None),
-            Effect::Remove => (self.differences(chunk, false)?, None),
-        };
-        self.change_members(chunk.cohort, &changes)?;
-        for destination in 0..self.destinations.len() {
-            self.change_pending(destination, chunk.cohort, &changes, now)?;
+        let is_whole = self
+            .connection
+            .prepare_cached("SELECT 1 FROM session WHERE id = ?1 AND state = 1")?
+            .exists([chunk.session.0])?;
+        if !is_whole {
+            // The cohort was retired meanwhile.
+            return Ok(Applied::Done);
+        }
+        let (changes, through) = work_out(&self.connection, chunk)?;
+        self.write_marks(chunk, &changes)?;
+        self.change_cohort(chunk.cohort, &changes, now)?;
+        if chunk.holds_removals && changes.traits.iter().any(|(_, change)| change.is_held()) {
+            self.note_hold(chunk, now)?;
         }
         let done_through = through
-            .or_else(|| (!chunk.last).then(|| identifiers(chunk).last().map(String::from))?);
+            .or_else(|| (!chunk.last).then(|| chunk.people.last_identifier().map(String::from))?);
         match done_through {
             Some(identifier) => {
                 self.connection
@@ -78,182 +54,463 @@ impl Ledger {
                 Ok(Applied::Through(identifier))
             }
             None => {
-                self.finish_session(chunk.session)?;
+                if chunk.finishes {
+                    self.finish_session(chunk.session, now)?;
+                }
                 Ok(Applied::Done)
             }
         }
     }
 
-    /// Walks the chunk and the ledger side by side: whoever is in one and not in the other
-    /// changes. Stops early, at the identifier returned, where the ledger has many more.
-    fn compare(&self, chunk: &Chunk) -> Result<(Changes, Option<String>), StoreError> {
-        let after = chunk.after.as_deref();
-        let upto = if chunk.last {
-            None
-        } else {
-            identifiers(chunk).last()
-        };
-        let mut statement = self.connection.prepare_cached(RANGE)?;
-        let mut rows = statement.query(params![
-            chunk.cohort.0,
-            after,
-            upto,
-            i64::try_from(ROWS_A_CHUNK).unwrap_or(i64::MAX)
-        ])?;
-        let mut changes = Changes::default();
-        let mut wanted = identifiers(chunk).peekable();
-        let mut seen = 0;
-        let mut last_row = None;
-        while let Some(row) = rows.next()? {
-            seen += 1;
-            let identifier = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
-            let member: bool = row.get(1)?;
-            while let Some(joiner) = wanted.next_if(|wanted| *wanted < identifier) {
-                changes.push(
-                    joiner,
-                    Change {
-                        member: true,
-                        was: None,
-                    },
-                );
-            }
-            let stays = wanted.next_if(|wanted| *wanted == identifier).is_some();
-            if stays != member {
-                changes.push(
-                    identifier,
-                    Change {
-                        member: stays,
-                        was: Some(member),
-                    },
-                );
-            }
-            if seen == ROWS_A_CHUNK {
-                last_row = Some(String::from(identifier));
+    /// Writes changed people down, and what each destination therefore does not know.
+    pub(super) fn change_cohort(
+        &mut self,
+        cohort: CohortRef,
+        changes: &Changes,
+        now: Millis,
+    ) -> Result<(), StoreError> {
+        self.write_people(cohort, changes)?;
+        if changes
+            .traits
+            .iter()
+            .any(|(_, change)| change.moves_trait())
+        {
+            let number = self.trait_of(cohort)?;
+            for destination in 0..self.destinations.len() {
+                self.change_pending(destination, number, changes, now)?;
             }
         }
-        if last_row.is_none() {
-            for joiner in wanted {
-                changes.push(
-                    joiner,
-                    Change {
-                        member: true,
-                        was: None,
-                    },
-                );
-            }
-        }
-        Ok((changes, last_row))
+        Ok(())
     }
 
-    /// Who of the chunk is not yet in (or out of) the cohort.
-    fn differences(&self, chunk: &Chunk, member: bool) -> Result<Changes, StoreError> {
-        let mut known = self
-            .connection
-            .prepare_cached("SELECT member FROM member WHERE cohort = ?1 AND identifier = ?2")?;
-        let mut changes = Changes::default();
-        for identifier in identifiers(chunk) {
-            let was: Option<bool> = known
-                .query_row(params![chunk.cohort.0, identifier], |row| row.get(0))
-                .optional()?;
-            if was != Some(member) {
-                changes.push(identifier, Change { member, was });
-            }
-        }
-        Ok(changes)
-    }
-
-    fn change_members(&self, cohort: CohortRef, changes: &Changes) -> Result<(), StoreError> {
+    fn write_people(&self, cohort: CohortRef, changes: &Changes) -> Result<(), StoreError> {
         let mut insert = self.connection.prepare_cached(
-            "INSERT INTO member (cohort, identifier, member) VALUES (?1, ?2, ?3)",
+            "INSERT INTO member (cohort, identifier, person, standing) VALUES (?1, ?2, ?3, ?4)",
         )?;
         let mut update = self.connection.prepare_cached(
-            "UPDATE member SET member = ?3 WHERE cohort = ?1 AND identifier = ?2",
+            "UPDATE member SET standing = ?4 WHERE cohort = ?1 AND identifier = ?2 AND person = ?3",
         )?;
-        let (mut members, mut leavers) = (0_i64, 0_i64);
-        for (identifier, change) in changes.iter() {
-            let statement = if change.was.is_some() {
-                &mut update
-            } else {
-                &mut insert
+        let mut delete = self.connection.prepare_cached(
+            "DELETE FROM member WHERE cohort = ?1 AND identifier = ?2 AND person = ?3",
+        )?;
+        for row in &changes.rows {
+            let identifier = changes.identifier(row.identifier);
+            let person = stored_person(&row.person);
+            match (row.was, row.now) {
+                (None, Some(now)) => {
+                    insert.execute(params![cohort.0, identifier, person, now.stored()])?
+                }
+                (Some(_), Some(now)) => {
+                    update.execute(params![cohort.0, identifier, person, now.stored()])?
+                }
+                (_, None) => delete.execute(params![cohort.0, identifier, person])?,
             };
-            statement.execute(params![cohort.0, identifier, change.member])?;
-            match change.member {
-                true => {
-                    members += 1;
-                    leavers -= i64::from(change.was.is_some());
-                }
-                false => {
-                    leavers += 1;
-                    members -= i64::from(change.was.is_some());
-                }
+        }
+        let mut count = [0_i64; 4];
+        for (_, change) in &changes.traits {
+            if let Some(was) = change.was {
+                count[was as usize] -= 1;
+            }
+            if let Some(now) = change.now {
+                count[now as usize] += 1;
             }
         }
-        self.connection
+        if count != [0; 4] {
+            self.connection
+                .prepare_cached(
+                    "UPDATE cohort SET members = members + ?2, leavers = leavers + ?3, held = held + ?4, kept = kept + ?5,
+                            held_session = CASE WHEN held + ?4 = 0 THEN NULL ELSE held_session END,
+                            held_since = CASE WHEN held + ?4 = 0 THEN NULL ELSE held_since END
+                     WHERE id = ?1",
+                )?
+                .execute(params![
+                    cohort.0,
+                    count[Standing::Member as usize],
+                    count[Standing::Left as usize],
+                    count[Standing::Held as usize],
+                    count[Standing::Kept as usize],
+                ])?;
+        }
+        Ok(())
+    }
+
+    fn write_marks(&self, chunk: &Chunk, changes: &Changes) -> Result<(), StoreError> {
+        for mark in &changes.marks {
+            let session = mark
+                .layer
+                .map_or(chunk.session, |layer| chunk.layers[layer].session);
+            let identifier = changes.identifier(mark.identifier);
+            let person = stored_person(&mark.person);
+            match mark.mark {
+                Some(mark) => self
+                    .connection
+                    .prepare_cached(
+                        "INSERT OR REPLACE INTO layer_mark (session, identifier, person, mark) VALUES (?1, ?2, ?3, ?4)",
+                    )?
+                    .execute(params![session.0, identifier, person, stored_mark(mark)])?,
+                None => self
+                    .connection
+                    .prepare_cached(
+                        "DELETE FROM layer_mark WHERE session = ?1 AND identifier = ?2 AND person = ?3",
+                    )?
+                    .execute(params![session.0, identifier, person])?,
+            };
+        }
+        Ok(())
+    }
+
+    fn note_hold(&self, chunk: &Chunk, now: Millis) -> Result<(), StoreError> {
+        let first = self
+            .connection
             .prepare_cached(
-                "UPDATE cohort SET members = members + ?2, leavers = leavers + ?3 WHERE id = ?1",
+                "UPDATE cohort SET held_since = CASE WHEN held_session IS NULL THEN ?2 ELSE held_since END,
+                        held_session = coalesce((SELECT session_id FROM session WHERE id = ?3), '')
+                 WHERE id = ?1 RETURNING held_since = ?2, source, cohort_id, held",
             )?
-            .execute(params![cohort.0, members, leavers])?;
+            .query_row(params![chunk.cohort.0, now, chunk.session.0], |row| {
+                Ok((row.get::<_, bool>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, i64>(3)?))
+            })?;
+        if let (true, source, cohort_id, held) = first {
+            tracing::warn!(
+                source,
+                cohort_id,
+                held,
+                "removals are held: more people would lose the trait than --hold-removals-above allows; approve or discard them"
+            );
+        }
         Ok(())
     }
 }
 
-fn identifiers(chunk: &Chunk) -> impl Iterator<Item = &str> {
-    chunk.identifiers.iter().map(|entry| entry.identifier)
+/// The people behind one identifier, as the ledger has them.
+pub(super) fn people_behind(
+    connection: &Connection,
+    cohort: CohortRef,
+    identifier: &str,
+) -> Result<Vec<Person>, StoreError> {
+    let mut people = Vec::new();
+    let mut statement = connection.prepare_cached(BEHIND)?;
+    let mut rows = statement.query(params![cohort.0, identifier])?;
+    while let Some(row) = rows.next()? {
+        let person = person_from(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?);
+        people.push(Person::known(person, Standing::from_stored(row.get(1)?)));
+    }
+    Ok(people)
 }
 
-/// Changes in identifier order, their identifiers in one piece of memory.
+/// How many people a piece of a session would take the trait from.
+pub fn count_removals(connection: &Connection, chunk: &Chunk) -> Result<Counted, StoreError> {
+    let (changes, through) = work_out(connection, chunk)?;
+    let removals = changes
+        .traits
+        .iter()
+        .filter(|(_, change)| change.is_removal());
+    Ok(Counted {
+        removals: removals.count() as u64,
+        through: through
+            .or_else(|| (!chunk.last).then(|| chunk.people.last_identifier().map(String::from))?),
+    })
+}
+
+/// What a piece of a session changes. Stops early, at the identifier returned, where the ledger has
+/// many more people than the piece.
+fn work_out(
+    connection: &Connection,
+    chunk: &Chunk,
+) -> Result<(Changes, Option<String>), StoreError> {
+    let marked = marked_layers(connection, &chunk.layers)?;
+    let mut work = Work {
+        connection,
+        chunk,
+        marked,
+        changes: Changes::default(),
+        people: Vec::new(),
+    };
+    let through = match chunk.effect {
+        Effect::Replace => work.walk()?,
+        Effect::Half(_) | Effect::Alone(_) => {
+            work.look_up()?;
+            None
+        }
+    };
+    Ok((work.changes, through))
+}
+
+/// Which of the layers have any mark at all; hardly ever one.
+fn marked_layers(connection: &Connection, layers: &[ChunkLayer]) -> Result<Vec<bool>, StoreError> {
+    let mut is_marked =
+        connection.prepare_cached("SELECT 1 FROM layer_mark WHERE session = ?1 LIMIT 1")?;
+    layers
+        .iter()
+        .map(|layer| Ok(is_marked.exists([layer.session.0])?))
+        .collect()
+}
+
+struct Work<'a> {
+    connection: &'a Connection,
+    chunk: &'a Chunk,
+    marked: Vec<bool>,
+    changes: Changes,
+    /// Those behind the identifier at hand; kept to be used again.
+    people: Vec<Person>,
+}
+
+impl Work<'_> {
+    /// A full sync: walks the ledger and the chunk side by side.
+    fn walk(&mut self) -> Result<Option<String>, StoreError> {
+        let chunk = self.chunk;
+        let upto = match chunk.last {
+            true => None,
+            false => chunk.people.last_identifier(),
+        };
+        let mut statement = self.connection.prepare_cached(RANGE)?;
+        let mut rows = statement.query(params![chunk.cohort.0, chunk.after.as_deref(), upto])?;
+        let mut items = chunk.people.iter().peekable();
+        let mut seen = 0;
+        let mut current = String::new();
+        while let Some(row) = rows.next()? {
+            let identifier = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+            if identifier != current {
+                self.name_before(&mut items, &mut current, Some(identifier))?;
+                if seen >= ROWS_A_CHUNK {
+                    return Ok(Some(current));
+                }
+                current.clear();
+                current.push_str(identifier);
+            }
+            seen += 1;
+            let person = person_from(row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?);
+            let standing = Standing::from_stored(row.get(2)?);
+            self.people.push(Person::known(person, standing));
+        }
+        self.name_before(&mut items, &mut current, None)?;
+        Ok(None)
+    }
+
+    /// Names everybody of the chunk before an identifier, beginning with the `current` one, whose
+    /// rows are there already; `current` is the last one then.
+    fn name_before<'a>(
+        &mut self,
+        items: &mut Peekable<impl Iterator<Item = Item<'a>>>,
+        current: &mut String,
+        before: Option<&str>,
+    ) -> Result<(), StoreError> {
+        while let Some(item) =
+            items.next_if(|item| before.is_none_or(|before| item.identifier < before))
+        {
+            if item.identifier != current {
+                self.end_identifier(current)?;
+                current.clear();
+                current.push_str(item.identifier);
+            }
+            self.name(item)?;
+        }
+        self.end_identifier(current)
+    }
+
+    /// A difference: looks up whom it names.
+    fn look_up(&mut self) -> Result<(), StoreError> {
+        let chunk = self.chunk;
+        let mut statement = self.connection.prepare_cached(BEHIND)?;
+        let mut items = chunk.people.iter().peekable();
+        while let Some(item) = items.next() {
+            let mut rows = statement.query(params![chunk.cohort.0, item.identifier])?;
+            while let Some(row) = rows.next()? {
+                let person = person_from(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?);
+                let standing = Standing::from_stored(row.get(1)?);
+                self.people.push(Person::known(person, standing));
+            }
+            self.name_or_stand_in(item)?;
+            while let Some(same) = items.next_if(|next| next.identifier == item.identifier) {
+                self.name_or_stand_in(same)?;
+            }
+            self.end_identifier(item.identifier)?;
+        }
+        Ok(())
+    }
+
+    /// Names somebody whom the ledger may know under another guise, from when the settings had
+    /// another property identify: a row without a person is whoever comes first by that identifier,
+    /// and who leaves without a person is everybody who goes by it.
+    fn name_or_stand_in(&mut self, item: Item<'_>) -> Result<(), StoreError> {
+        let is_known = self.people.iter().any(|known| known.person == item.person);
+        if !is_known && item.person.is_some() {
+            if let Some(stand_in) = self.people.iter_mut().find(|known| known.person.is_none()) {
+                stand_in.person = item.person;
+            }
+        } else if !is_known && self.chunk.effect.takes_away() {
+            let everybody: Vec<_> = self.people.iter().map(|known| known.person).collect();
+            for person in &everybody {
+                self.name(Item {
+                    person: *person,
+                    ..item
+                })?;
+            }
+            if !everybody.is_empty() {
+                return Ok(());
+            }
+        }
+        self.name(item)
+    }
+
+    fn name(&mut self, item: Item<'_>) -> Result<(), StoreError> {
+        let marks = self.marks(item)?;
+        let known = self
+            .people
+            .iter()
+            .position(|known| known.person == item.person);
+        let index = known.unwrap_or_else(|| {
+            self.people.push(Person::unknown(item.person));
+            self.people.len() - 1
+        });
+        self.people[index].roles |= item.roles;
+        self.people[index].marks = marks;
+        Ok(())
+    }
+
+    fn marks(&self, item: Item<'_>) -> Result<Vec<Option<Mark>>, StoreError> {
+        if !self.marked.contains(&true) {
+            return Ok(Vec::new());
+        }
+        let mut statement = self.connection.prepare_cached(
+            "SELECT mark FROM layer_mark WHERE session = ?1 AND identifier = ?2 AND person = ?3",
+        )?;
+        let mut marks = Vec::with_capacity(self.chunk.layers.len());
+        for (layer, is_marked) in self.chunk.layers.iter().zip(&self.marked) {
+            let key = params![
+                layer.session.0,
+                item.identifier,
+                stored_person(&item.person)
+            ];
+            let mut rows = statement.query(key)?;
+            marks.push(match rows.next()? {
+                Some(row) if *is_marked => mark_from(row.get(0)?),
+                _ => None,
+            });
+        }
+        Ok(marks)
+    }
+
+    /// All of an identifier's people are there: what changes?
+    fn end_identifier(&mut self, identifier: &str) -> Result<(), StoreError> {
+        let chunk = self.chunk;
+        for person in &mut self.people {
+            decide(person, chunk.effect, &chunk.layers, chunk.holds_removals);
+        }
+        if !self.people.is_empty() {
+            self.changes.push(identifier, &self.people);
+            self.people.clear();
+        }
+        Ok(())
+    }
+}
+
+/// What a piece changes, in identifier order; identifiers in one piece of memory.
 #[derive(Default)]
 pub(super) struct Changes {
     identifiers: String,
-    changes: Vec<(usize, Change)>,
+    ends: Vec<usize>,
+    pub(super) rows: Vec<RowChange>,
+    pub(super) traits: Vec<(usize, Change)>,
+    pub(super) marks: Vec<MarkChange>,
+}
+
+/// A changed row.
+pub(super) struct RowChange {
+    identifier: usize,
+    person: Option<PersonHash>,
+    was: Option<Standing>,
+    now: Option<Standing>,
+}
+
+/// A changed mark of a layer, or of the session itself.
+pub(super) struct MarkChange {
+    identifier: usize,
+    person: Option<PersonHash>,
+    layer: Option<usize>,
+    mark: Option<Mark>,
 }
 
 impl Changes {
-    fn push(&mut self, identifier: &str, change: Change) {
+    /// Adds whatever changes of an identifier's people.
+    pub(super) fn push(&mut self, identifier: &str, people: &[Person]) {
+        let index = self.ends.len();
+        for person in people {
+            let mut row = |person, was, now| {
+                if was != now {
+                    self.rows.push(RowChange {
+                        identifier: index,
+                        person,
+                        was,
+                        now,
+                    });
+                }
+            };
+            if person.stored_as == person.person {
+                row(person.person, person.was, person.now);
+            } else {
+                row(person.stored_as, person.was, None);
+                row(person.person, None, person.now);
+            }
+            for (layer, mark) in &person.new_marks {
+                self.marks.push(MarkChange {
+                    identifier: index,
+                    person: person.person,
+                    layer: *layer,
+                    mark: *mark,
+                });
+            }
+        }
+        let change = Change::of(people);
+        if change.was != change.now {
+            self.traits.push((index, change));
+        }
         self.identifiers.push_str(identifier);
-        self.changes.push((self.identifiers.len(), change));
+        self.ends.push(self.identifiers.len());
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Change)> {
-        let mut start = 0;
-        self.changes.iter().map(move |(end, change)| {
-            let identifier = &self.identifiers[start..*end];
-            start = *end;
-            (identifier, change)
-        })
+    /// The identifier of that number.
+    pub(super) fn identifier(&self, index: usize) -> &str {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.identifiers[start..self.ends[index]]
+    }
+
+    /// The traits that destinations have to hear of.
+    pub(super) fn traits(&self) -> impl Iterator<Item = (&str, Change)> {
+        self.traits
+            .iter()
+            .filter(|(_, change)| change.moves_trait())
+            .map(|(index, change)| (self.identifier(*index), *change))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::sqlite::ledger::connect;
+impl Change {
+    fn is_held(self) -> bool {
+        self.now == Some(Standing::Held) && self.was != self.now
+    }
+}
 
-    /// Without a bound on both sides, each piece of a full sync would walk to the cohort's end.
-    #[test]
-    fn a_piece_of_a_full_sync_reads_only_its_own_range() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = connect(&folder.path().join("ledger.db")).unwrap();
-        connection
-            .execute_batch(include_str!("../migrations/sqlite/0001_ledger.sql"))
-            .unwrap();
-        let plan: String = connection
-            .query_row(
-                &format!("EXPLAIN QUERY PLAN {RANGE}"),
-                params![1, None::<&str>, Some("b"), 10],
-                |row| row.get(3),
-            )
-            .unwrap();
-        assert!(plan.contains("identifier>? AND identifier<?"), "{plan}");
-        connection
-            .execute_batch("INSERT INTO member VALUES (1, 'a', 1), (1, 'b', 1), (1, 'c', 0)")
-            .unwrap();
-        let found = |after: Option<&str>, upto: Option<&str>| -> Vec<String> {
-            let mut statement = connection.prepare(RANGE).unwrap();
-            let rows = statement.query_map(params![1, after, upto, 10], |row| row.get(0));
-            rows.unwrap().collect::<Result<_, _>>().unwrap()
-        };
-        assert_eq!(found(None, None), ["a", "b", "c"]);
-        assert_eq!(found(Some("a"), Some("b")), ["b"]);
+/// A person as stored: empty where the identifier is the person.
+pub(super) fn stored_person(person: &Option<PersonHash>) -> &[u8] {
+    person.as_ref().map_or(&[], |person| &person.0)
+}
+
+/// The stored form read back.
+pub(super) fn person_from(stored: &[u8]) -> Option<PersonHash> {
+    stored.try_into().ok().map(PersonHash)
+}
+
+fn stored_mark(mark: Mark) -> i64 {
+    match mark {
+        Mark::FoundSo => 1,
+        Mark::Struck => 2,
+    }
+}
+
+fn mark_from(stored: i64) -> Option<Mark> {
+    match stored {
+        1 => Some(Mark::FoundSo),
+        2 => Some(Mark::Struck),
+        _ => None,
     }
 }

@@ -81,11 +81,11 @@ impl Ledger {
         let mut traits = Vec::with_capacity(rows.len());
         let mut attempts = 0;
         for row in rows {
-            let target = Target::of(row.member, on_leave);
+            let target = Target::of(row.wanted, on_leave);
             if !row.told.needs_write(target) {
                 // Only watched, in case an older call lands after all.
                 if row.late_until.is_none_or(|until| is_due(until, now)) {
-                    self.delete_pending(id, identifier, row.cohort)?;
+                    self.delete_pending(id, identifier, row.number)?;
                 }
                 continue;
             }
@@ -97,13 +97,13 @@ impl Ledger {
             };
             self.connection
                 .prepare_cached(
-                    "UPDATE pending SET told = NULL, sent = ?4, late_until = ?5 WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                    "UPDATE pending SET told = NULL, sent = ?4, late_until = ?5 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
-                .execute(params![id, identifier, row.cohort.0, row.sent | sent_bit(target), late_until])?;
+                .execute(params![id, identifier, row.number.0, row.sent | sent_bit(target), late_until])?;
             attempts = attempts.max(row.attempts);
-            let trait_key = self.trait_key(row.cohort)?;
+            let trait_key = self.trait_key(row.number)?;
             traits.push(ClaimedTrait {
-                cohort: row.cohort,
+                number: row.number,
                 trait_key,
                 target,
                 told: row.told,

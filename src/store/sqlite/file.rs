@@ -5,12 +5,16 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
+use crate::roster::{Damaged, Roster};
 use crate::store::StoreError;
 
 /// Migrations, in order; the file's `user_version` says how many it has had.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/sqlite/0001_ledger.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../migrations/sqlite/0001_ledger.sql"),
+    include_str!("../migrations/sqlite/0002_exact_membership.sql"),
+];
 
 /// The schema version of a ledger that may be in use; `None` where there is no file.
 pub fn schema_version(path: &Path) -> Result<Option<i64>, StoreError> {
@@ -44,11 +48,67 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         if number > found {
             let transaction = connection.transaction()?;
             transaction.execute_batch(migration)?;
+            if number == 2 {
+                rewrite_rosters(&transaction)?;
+            }
             transaction.pragma_update(None, "user_version", number)?;
             transaction.commit()?;
         }
     }
     Ok(())
+}
+
+/// Writes stored pages as they are since version 2, and their fingerprints with them: else a page
+/// that comes again would seem to have other people.
+fn rewrite_rosters(connection: &Connection) -> Result<(), StoreError> {
+    let mut next =
+        connection.prepare("SELECT seq, roster FROM inbox WHERE seq > ?1 ORDER BY seq LIMIT 1")?;
+    let mut rewrite =
+        connection.prepare("UPDATE inbox SET roster = ?2, fingerprint = ?3 WHERE seq = ?1")?;
+    let mut hold =
+        connection.prepare("UPDATE session_page SET fingerprint = ?2 WHERE inbox_seq = ?1")?;
+    let mut last = i64::MIN;
+    loop {
+        let page = next
+            .query_row([last], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)))
+            .optional()?;
+        let Some((seq, bytes)) = page else {
+            return Ok(());
+        };
+        let roster = roster_of_version_1(&bytes)?;
+        let fingerprint = roster.fingerprint();
+        rewrite.execute(params![seq, roster.as_bytes(), &fingerprint[..]])?;
+        hold.execute(params![seq, &fingerprint[..]])?;
+        last = seq;
+    }
+}
+
+/// In version 1 an identifier was its bytes behind their number (LEB128), and people were unknown.
+fn roster_of_version_1(bytes: &[u8]) -> Result<Roster, Damaged> {
+    let mut identifiers = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let (identifier, next) = identifier_of_version_1(bytes, at).ok_or(Damaged(at))?;
+        identifiers.push(identifier);
+        at = next;
+    }
+    Ok(Roster::of_identifiers(identifiers))
+}
+
+fn identifier_of_version_1(bytes: &[u8], at: usize) -> Option<(&str, usize)> {
+    let (mut length, mut shift, mut start) = (0_usize, 0, at);
+    loop {
+        let byte = *bytes.get(start)?;
+        start += 1;
+        length |= usize::from(byte & 0x7f).checked_shl(shift)?;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    let end = start.checked_add(length).filter(|_| length > 0)?;
+    let identifier = std::str::from_utf8(bytes.get(start..end)?).ok()?;
+    Some((identifier, end))
 }
 
 /// 32 random bytes, made once for a ledger.

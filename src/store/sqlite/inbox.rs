@@ -2,12 +2,13 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::ledger::{CohortKey, Ledger};
-use super::sessions::stored_state;
+use super::cohorts::CohortKey;
+use super::ledger::Ledger;
 use crate::clock::Millis;
-use crate::cohort::{Action, SourceName};
-use crate::mixpanel::{Page, PageInfo};
-use crate::session::{Fingerprint, Placement, Session, State};
+use crate::cohort::{Action, Half, SourceName};
+use crate::mixpanel::{Page, PageInfo, SetAside};
+use crate::roster::Roster;
+use crate::session::{Fingerprint, State};
 use crate::store::{Assembled, CohortRef, Effect, StoreError};
 
 /// A page on its way into the inbox, in the form in which it lies there.
@@ -16,16 +17,35 @@ pub struct InboxPage {
     page: Page,
     fingerprint: Fingerprint,
     received_at: Millis,
+    maps_people: bool,
+    is_refused: bool,
 }
 
 impl InboxPage {
-    /// Fingerprints a page. Done by the caller, so that the writing thread only writes.
+    /// Gets a page ready. Done by the caller, so that the writing thread only writes.
     pub fn new(source: SourceName, page: Page, received_at: Millis) -> Self {
+        let maps_people = page.roster.iter().any(|entry| entry.person.is_some());
         InboxPage {
             source,
             fingerprint: page.roster.fingerprint(),
+            maps_people,
             page,
             received_at,
+            is_refused: false,
+        }
+    }
+
+    /// The note that a page was answered with our own trouble; without its people.
+    pub fn refused(source: SourceName, page: &Page, at: Millis) -> Self {
+        let page = Page {
+            roster: Roster::default(),
+            cohort_name: None,
+            set_aside: Vec::new(),
+            ..page.clone()
+        };
+        InboxPage {
+            is_refused: true,
+            ..InboxPage::new(source, page, at)
         }
     }
 }
@@ -38,11 +58,13 @@ impl Ledger {
             page,
             fingerprint,
             received_at,
+            maps_people,
+            is_refused,
         } = inbox_page;
         self.connection
             .prepare_cached(
-                "INSERT INTO inbox (source, project_id, cohort_id, cohort_name, action, session_id, page, total_pages, received_at, fingerprint, roster)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                "INSERT INTO inbox (source, project_id, cohort_id, cohort_name, action, session_id, page, total_pages, received_at, fingerprint, roster, identified_by, received, set_aside, is_refused, maps_people)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
             )?
             .execute(params![
                 &*source.0,
@@ -56,6 +78,11 @@ impl Ledger {
                 received_at,
                 &fingerprint[..],
                 page.roster.as_bytes(),
+                &*page.identified_by,
+                i64::try_from(page.members_received).unwrap_or(i64::MAX),
+                stored_set_aside(&page.set_aside),
+                is_refused,
+                maps_people,
             ])?;
         Ok(())
     }
@@ -70,6 +97,7 @@ impl Ledger {
             };
             taken_through = waiting.seq;
             assembled.pages += 1;
+            assembled.notes += usize::from(waiting.is_refused);
             assembled.whole = self.take(waiting, now)?;
         }
         if assembled.pages > 0 {
@@ -95,7 +123,7 @@ impl Ledger {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT seq, source, project_id, cohort_id, cohort_name, action, session_id, page, total_pages, received_at, fingerprint, length(roster) = 0
+                "SELECT seq, source, project_id, cohort_id, cohort_name, action, session_id, page, total_pages, received_at, fingerprint, length(roster) = 0, identified_by, received, is_refused
                  FROM inbox WHERE seq > ?1 ORDER BY seq LIMIT 1",
             )?
             .query_row([after], Waiting::from_row)
@@ -104,16 +132,35 @@ impl Ledger {
 
     /// Takes one page into its session; whether that made the session whole.
     fn take(&mut self, waiting: Waiting, now: Millis) -> Result<bool, StoreError> {
+        let habits = self.hear_source(&waiting.cohort.source, waiting.received_at)?;
         let cohort = self.cohort(
-            waiting.cohort.clone(),
+            &waiting.cohort,
             waiting.cohort_name.as_deref(),
+            &waiting.identified_by,
             waiting.received_at,
         )?;
-        match (waiting.session_id.as_deref(), waiting.page_info) {
-            (Some(session_id), Some(info)) => {
-                self.take_into_session(&waiting, cohort, session_id, info, now)
+        let half = Half::of(waiting.action);
+        let place = waiting.session_id.clone().zip(waiting.page_info);
+        let book = self.book(cohort)?;
+        let is_full_sync = half.is_none() && place.is_some();
+        if !book.is_followed && !is_full_sync {
+            tracing::info!(
+                source = %waiting.cohort.source, cohort_id = %waiting.cohort.cohort_id,
+                action = %waiting.action, members = waiting.received,
+                "page set aside: the cohort is retired, and only a whole full sync brings it back"
+            );
+            self.drop_page(waiting.seq)?;
+            return Ok(false);
+        }
+        let Some((session_id, info)) = place else {
+            return self.take_alone(&waiting, cohort, now);
+        };
+        match half {
+            None if waiting.is_refused => self.drop_page(waiting.seq).map(|()| false),
+            None => self.take_full(&waiting, cohort, &session_id, info, habits, now),
+            Some(half) => {
+                self.take_half(&waiting, cohort, half, &session_id, info, book, habits, now)
             }
-            _ => self.take_alone(&waiting, cohort, now),
         }
     }
 
@@ -131,76 +178,14 @@ impl Ledger {
                 "a full sync without page_info or session id only adds: nothing proves that all its pages came, so nobody leaves"
             );
         }
-        if waiting.is_empty {
+        if waiting.is_empty || waiting.is_refused {
             self.drop_page(waiting.seq)?;
             return Ok(false);
         }
-        let effect = Effect::of(waiting.action, false);
-        let session = self.insert_session(cohort, waiting, State::Whole, effect, 1)?;
+        let effect = Effect::of_page_alone(waiting.action);
+        let session = self.insert_session(cohort, waiting, State::Whole, effect, 1, 0)?;
         self.hold(session, 1, waiting)?;
-        self.mark_completed(session, now)?;
-        Ok(true)
-    }
-
-    fn take_into_session(
-        &mut self,
-        waiting: &Waiting,
-        cohort: CohortRef,
-        session_id: &str,
-        info: PageInfo,
-        now: Millis,
-    ) -> Result<bool, StoreError> {
-        self.forget_expired(cohort, waiting, session_id)?;
-        let (number, mut session) = match self.find_session(cohort, waiting.action, session_id)? {
-            Some(found) => found,
-            None => {
-                self.supersede(cohort, waiting)?;
-                let effect = Effect::of(waiting.action, true);
-                (
-                    self.insert_session(cohort, waiting, State::Open, effect, info.total)?,
-                    Session::new(),
-                )
-            }
-        };
-        let was = session.state;
-        let placement = session.receive(info.number, info.total, waiting.fingerprint);
-        match placement {
-            Placement::Drop => {
-                if session.state == State::Ended {
-                    tracing::info!(
-                        source = %waiting.cohort.source, cohort_id = %waiting.cohort.cohort_id,
-                        session = session_id, page = info.number,
-                        "a page of a session that is over changes nothing"
-                    );
-                }
-                self.drop_page(waiting.seq)?;
-            }
-            Placement::Hold { replaces } => {
-                if replaces {
-                    self.drop_pages_from(number, info.number)?;
-                }
-                self.hold(number, info.number, waiting)?;
-            }
-        }
-        if session.state != State::Ended {
-            self.connection
-                .prepare_cached(
-                    "UPDATE session SET state = ?2, total_pages = ?3, heard_at = max(heard_at, ?4) WHERE id = ?1",
-                )?
-                .execute(params![number.0, stored_state(session.state), info.total, waiting.received_at])?;
-        }
-        let became_whole =
-            session.state == State::Whole && (was != State::Whole || placement != Placement::Drop);
-        self.last_session = Some((number, session));
-        if !became_whole {
-            return Ok(false);
-        }
-        self.mark_completed(number, now)?;
-        if waiting.action != Action::Members && info.total == 1 && waiting.is_empty {
-            // A heartbeat: nothing to apply.
-            self.finish_session(number)?;
-            return Ok(false);
-        }
+        self.mark_whole(session, waiting.seq, now)?;
         Ok(true)
     }
 }
@@ -215,7 +200,12 @@ pub(super) struct Waiting {
     pub(super) page_info: Option<PageInfo>,
     pub(super) received_at: Millis,
     pub(super) fingerprint: Fingerprint,
+    /// Nobody on it can be used.
     pub(super) is_empty: bool,
+    pub(super) identified_by: String,
+    /// Members, usable or not.
+    pub(super) received: i64,
+    pub(super) is_refused: bool,
 }
 
 impl Waiting {
@@ -239,6 +229,9 @@ impl Waiting {
             received_at: row.get(9)?,
             fingerprint: row.get(10)?,
             is_empty: row.get(11)?,
+            identified_by: row.get(12)?,
+            received: row.get(13)?,
+            is_refused: row.get(14)?,
         })
     }
 }
@@ -251,5 +244,22 @@ pub fn action_from(column: usize, word: &str) -> rusqlite::Result<Action> {
             rusqlite::types::Type::Text,
             format!("{word:?} is no action").into(),
         )
+    })
+}
+
+/// How many members a page could not use, as stored: `missing 3,blank 1`.
+fn stored_set_aside(set_aside: &[(SetAside, usize)]) -> String {
+    let words: Vec<_> = set_aside
+        .iter()
+        .map(|(reason, members)| format!("{} {members}", reason.as_str()))
+        .collect();
+    words.join(",")
+}
+
+/// The stored form read back, as reasons' words.
+pub(super) fn set_aside_from(stored: &str) -> impl Iterator<Item = (&str, i64)> {
+    stored.split(',').filter_map(|word| {
+        let (reason, members) = word.split_once(' ')?;
+        Some((reason, members.parse().ok()?))
     })
 }

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::Connection;
 
+use super::cohorts::CohortKey;
 use crate::clock::Millis;
-use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told};
+use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told, Wanted};
 use crate::session::Session;
-use crate::store::{CohortRef, DestinationRules, SessionRef, SourceRules, StoreError};
-use crate::trait_key::{Naming, TraitKeyTemplate};
+use crate::store::{CohortRef, DestinationRules, SessionRef, SourceRules, StoreError, TraitRef};
 
 /// Bytes of page cache of the writing connection: the inner pages of a ledger of ten million
 /// members fit, and the process stays far below its limit.
@@ -28,9 +28,10 @@ pub struct Ledger {
     pub connection: Connection,
     /// The destinations of the settings.
     pub destinations: Vec<DestinationState>,
-    sources: HashMap<SourceName, TraitKeyTemplate>,
-    cohorts: HashMap<CohortKey, CohortRef>,
-    trait_keys: HashMap<CohortRef, Arc<str>>,
+    pub(super) sources: HashMap<SourceName, SourceRules>,
+    pub(super) cohorts: HashMap<CohortKey, CohortRef>,
+    pub(super) traits: HashMap<CohortRef, TraitRef>,
+    trait_keys: HashMap<TraitRef, Arc<str>>,
     /// The session that the last page went to: a full sync has ten thousand pages, one after the
     /// other, and reading back all held ones for each would be quadratic.
     pub(super) last_session: Option<(SessionRef, Session)>,
@@ -57,17 +58,6 @@ pub struct InFlight {
     pub claimed_at: Millis,
     /// A sweep found more to do for the identity and had to pass it over.
     pub passed_over: bool,
-}
-
-/// What names a cohort in Mixpanel.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct CohortKey {
-    /// The connection.
-    pub source: SourceName,
-    /// The project.
-    pub project_id: String,
-    /// The cohort.
-    pub cohort_id: String,
 }
 
 /// Opens a connection with the settings that durability needs.
@@ -118,9 +108,10 @@ impl Ledger {
             destinations: known,
             sources: sources
                 .into_iter()
-                .map(|source| (source.name, source.trait_key))
+                .map(|source| (source.name.clone(), source))
                 .collect(),
             cohorts: HashMap::new(),
+            traits: HashMap::new(),
             trait_keys: HashMap::new(),
             last_session: None,
             checkpoint_at_bytes: CHECKPOINT_BYTES,
@@ -130,6 +121,7 @@ impl Ledger {
     /// Drops what was remembered: a transaction that wrote it did not come about.
     pub fn forget_cached(&mut self) {
         self.cohorts.clear();
+        self.traits.clear();
         self.trait_keys.clear();
         self.last_session = None;
     }
@@ -142,101 +134,17 @@ impl Ledger {
             .ok_or_else(|| StoreError::Failed(format!("there is no destination {name}")))
     }
 
-    /// The cohort's number; a cohort that is new is written down with a trait key of its own.
-    pub fn cohort(
-        &mut self,
-        key: CohortKey,
-        name: Option<&str>,
-        heard_at: Millis,
-    ) -> Result<CohortRef, StoreError> {
-        let known = match self.cohorts.get(&key) {
-            Some(cohort) => Some(*cohort),
-            None => self.find_cohort(&key)?,
-        };
-        let cohort = match known {
-            Some(cohort) => {
-                self.connection
-                    .prepare_cached(
-                        "UPDATE cohort SET last_heard_at = max(last_heard_at, ?2), name = coalesce(?3, name) WHERE id = ?1",
-                    )?
-                    .execute(params![cohort.0, heard_at, name])?;
-                cohort
-            }
-            None => self.create_cohort(&key, name.unwrap_or_default(), heard_at)?,
-        };
-        self.cohorts.insert(key, cohort);
-        Ok(cohort)
-    }
-
-    fn find_cohort(&self, key: &CohortKey) -> Result<Option<CohortRef>, StoreError> {
-        Ok(self
-            .connection
-            .prepare_cached(
-                "SELECT id FROM cohort WHERE source = ?1 AND project_id = ?2 AND cohort_id = ?3",
-            )?
-            .query_row(
-                params![&*key.source.0, key.project_id, key.cohort_id],
-                |row| row.get(0).map(CohortRef),
-            )
-            .optional()?)
-    }
-
-    fn create_cohort(
-        &mut self,
-        key: &CohortKey,
-        name: &str,
-        heard_at: Millis,
-    ) -> Result<CohortRef, StoreError> {
-        let trait_key = {
-            let mut taken = self
-                .connection
-                .prepare_cached("SELECT 1 FROM cohort WHERE trait_key = ?1")?;
-            let template = self.sources.get(&key.source).cloned().unwrap_or_default();
-            let mut failed = None;
-            let trait_key = template.key_for(
-                Naming {
-                    name,
-                    id: &key.cohort_id,
-                    project: &key.project_id,
-                    source: &key.source.0,
-                },
-                |candidate| {
-                    taken.exists([candidate]).unwrap_or_else(|error| {
-                        failed = Some(error);
-                        false
-                    })
-                },
-            );
-            match failed {
-                Some(error) => return Err(error.into()),
-                None => trait_key,
-            }
-        };
-        let shown = if name.is_empty() {
-            &key.cohort_id
-        } else {
-            name
-        };
-        self.connection.execute(
-            "INSERT INTO cohort (source, project_id, cohort_id, name, trait_key, last_heard_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![&*key.source.0, key.project_id, key.cohort_id, shown, trait_key, heard_at],
-        )?;
-        let cohort = CohortRef(self.connection.last_insert_rowid());
-        tracing::info!(source = %key.source, cohort_id = %key.cohort_id, trait_key, "cohort first heard of");
-        Ok(cohort)
-    }
-
-    /// The name of the cohort's trait.
-    pub fn trait_key(&mut self, cohort: CohortRef) -> Result<Arc<str>, StoreError> {
-        if let Some(key) = self.trait_keys.get(&cohort) {
+    /// The key of a trait.
+    pub fn trait_key(&mut self, number: TraitRef) -> Result<Arc<str>, StoreError> {
+        if let Some(key) = self.trait_keys.get(&number) {
             return Ok(Arc::clone(key));
         }
         let key: Arc<str> = self
             .connection
-            .prepare_cached("SELECT trait_key FROM cohort WHERE id = ?1")?
-            .query_row([cohort.0], |row| row.get::<_, String>(0))?
+            .prepare_cached("SELECT key FROM trait WHERE id = ?1")?
+            .query_row([number.0], |row| row.get::<_, String>(0))?
             .into();
-        self.trait_keys.insert(cohort, Arc::clone(&key));
+        self.trait_keys.insert(number, Arc::clone(&key));
         Ok(key)
     }
 
@@ -303,7 +211,25 @@ pub const fn sent_bit(target: Target) -> i64 {
     }
 }
 
-/// What a leaver or member row without a `pending` row was told.
-pub const fn settled(member: bool, on_leave: OnLeave) -> Told {
-    Told::Known(Target::of(member, on_leave))
+/// What a destination was told of somebody without a `pending` row.
+pub const fn settled(wanted: Wanted, on_leave: OnLeave) -> Told {
+    Told::Known(Target::of(wanted, on_leave))
+}
+
+/// `wanted` as stored: 0 left, 1 member, 2 erased.
+pub fn wanted_from(stored: i64) -> Wanted {
+    match stored {
+        0 => Wanted::Left,
+        1 => Wanted::Member,
+        _ => Wanted::Erased,
+    }
+}
+
+/// The stored form of `wanted`.
+pub const fn wanted_stored(wanted: Wanted) -> i64 {
+    match wanted {
+        Wanted::Left => 0,
+        Wanted::Member => 1,
+        Wanted::Erased => 2,
+    }
 }

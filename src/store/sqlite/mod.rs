@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension};
@@ -13,25 +13,33 @@ use self::inbox::InboxPage;
 use self::ledger::{Ledger, connect};
 use self::writer::{Urgency, Writer};
 use super::{
-    Applied, Assembled, Chunk, Claims, CohortView, DeadLetter, DeadLetterFilter, DestinationRules,
-    MembershipView, SessionRef, Settlement, SourceRules, Store, StoreError, WholeSession,
+    Applied, Assembled, Chunk, Claims, CohortRef, CohortView, Counted, DeadLetter,
+    DeadLetterFilter, DestinationRules, HoldDecision, Judgement, MembershipView, SessionRef,
+    Settlement, SourceRules, Store, StoreError, WholeSession,
 };
 use crate::clock::Millis;
-use crate::cohort::{DestinationName, OnLeave, SourceName, Target};
+use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Wanted};
 use crate::mixpanel::Page;
-use crate::roster::Roster;
+use crate::roster::{PersonHash, Roster};
 
 mod actions;
 mod apply;
+mod cohorts;
 mod exchange;
 mod file;
 mod inbox;
+mod keys;
 mod ledger;
+mod membership;
+mod orders;
 mod pending;
+mod people;
 mod read;
+mod runs;
 mod sessions;
 mod settle;
 mod sweep;
+mod verdicts;
 mod writer;
 
 pub use file::schema_version;
@@ -42,6 +50,10 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 /// Idle read connections kept open.
 const IDLE_READERS: usize = 2;
 
+/// Refused pages remembered until a page can be written down again: beyond these, the sessions that
+/// never become whole say as much.
+const MOST_REFUSALS: usize = 10_000;
+
 /// People that one transaction of an operator's order is about: a few milliseconds.
 const PEOPLE_AT_ONCE: usize = 2_048;
 
@@ -51,6 +63,8 @@ pub struct SqliteStore {
     writer: Writer,
     readers: Arc<Mutex<Vec<Connection>>>,
     on_leave: HashMap<String, OnLeave>,
+    identified_by: Arc<read::IdentifiedBy>,
+    refused: Mutex<Vec<InboxPage>>,
     ledger_id: String,
     log_hash_key: [u8; 32],
     // Held for as long as the store lives.
@@ -81,6 +95,10 @@ impl SqliteStore {
             .iter()
             .map(|rules| (rules.name.to_string(), rules.on_leave))
             .collect();
+        let identified_by = sources
+            .iter()
+            .map(|rules| (rules.name.to_string(), Arc::clone(&rules.identified_by)))
+            .collect();
         let ledger = Ledger::new(connection, sources, destinations)?;
         let writer = Writer::start(ledger).map_err(|source| StoreError::Io {
             path: path.display().to_string(),
@@ -91,6 +109,8 @@ impl SqliteStore {
             writer,
             readers: Arc::default(),
             on_leave,
+            identified_by: Arc::new(identified_by),
+            refused: Mutex::default(),
             ledger_id,
             log_hash_key,
             _lock: lock,
@@ -118,6 +138,10 @@ impl SqliteStore {
             result
         });
         reading.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, Vec<InboxPage>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn work<R, F>(&self, job: F) -> Result<R, StoreError>
@@ -149,7 +173,7 @@ impl SqliteStore {
     async fn resync_cohort(
         &self,
         destination: usize,
-        cohort: super::CohortRef,
+        cohort: CohortRef,
         now: Millis,
     ) -> Result<u64, StoreError> {
         let mut total = 0;
@@ -174,12 +198,78 @@ impl SqliteStore {
 impl Store for SqliteStore {
     async fn append(&self, source: &SourceName, page: Page, now: Millis) -> Result<(), StoreError> {
         let page = InboxPage::new(source.clone(), page, now);
-        self.writer
+        // Refusals came before it, and the page may be the very one that was refused.
+        let refused = std::mem::take(&mut *self.refusals());
+        let again = Arc::new(refused);
+        let notes = Arc::clone(&again);
+        let appended = self
+            .writer
             .write(
                 Urgency::Page,
-                move |ledger| ledger.append(&page),
+                move |ledger| {
+                    for note in notes.iter() {
+                        ledger.append(note)?;
+                    }
+                    ledger.append(&page)
+                },
                 |_, ()| {},
             )
+            .await;
+        if appended.is_err() {
+            let notes = Arc::into_inner(again).unwrap_or_default();
+            self.refusals().splice(0..0, notes);
+        }
+        appended
+    }
+
+    fn note_refused(&self, source: &SourceName, page: &Page, now: Millis) {
+        let mut refused = self.refusals();
+        if refused.len() < MOST_REFUSALS {
+            refused.push(InboxPage::refused(source.clone(), page, now));
+        }
+    }
+
+    async fn decide_held(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        decision: HoldDecision,
+        _now: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        let (source, cohort_id) = (source.clone(), cohort_id.to_owned());
+        self.work(move |ledger| {
+            let Some(cohorts) = ledger.meant(&source, &cohort_id)? else {
+                return Ok(None);
+            };
+            ledger.decide_held(&cohorts, decision).map(Some)
+        })
+        .await
+    }
+
+    async fn retire(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        _now: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        let (source, cohort_id) = (source.clone(), cohort_id.to_owned());
+        self.work(move |ledger| {
+            let Some(cohorts) = ledger.meant(&source, &cohort_id)? else {
+                return Ok(None);
+            };
+            ledger.retire(&cohorts).map(Some)
+        })
+        .await
+    }
+
+    async fn forget(
+        &self,
+        identifier: &str,
+        traits: bool,
+        _now: Millis,
+    ) -> Result<u64, StoreError> {
+        let identifier = identifier.to_owned();
+        self.work(move |ledger| ledger.order_erasure(&identifier, traits))
             .await
     }
 
@@ -224,12 +314,63 @@ impl Store for SqliteStore {
     }
 
     async fn page_roster(&self, session: SessionRef, page: u32) -> Result<Roster, StoreError> {
-        self.read(move |connection| read::page_roster(connection, session, page))
+        self.read(move |connection| people::page_roster(connection, session, page))
+            .await
+    }
+
+    async fn rename_people(
+        &self,
+        session: SessionRef,
+        page: u32,
+        now: Millis,
+    ) -> Result<(), StoreError> {
+        self.work(move |ledger| ledger.rename_people(session, page, now))
+            .await
+    }
+
+    async fn place_people(
+        &self,
+        cohort: CohortRef,
+        people: Vec<(PersonHash, String)>,
+    ) -> Result<(), StoreError> {
+        self.work(move |ledger| ledger.place_people(cohort, &people))
+            .await
+    }
+
+    async fn count_removals(&self, chunk: Chunk) -> Result<Counted, StoreError> {
+        self.read(move |connection| apply::count_removals(connection, &chunk))
+            .await
+    }
+
+    async fn judge(
+        &self,
+        session: SessionRef,
+        layers: Vec<SessionRef>,
+        judgement: Judgement,
+    ) -> Result<(), StoreError> {
+        self.work(move |ledger| ledger.judge(session, &layers, &judgement))
             .await
     }
 
     async fn apply(&self, chunk: Chunk, now: Millis) -> Result<Applied, StoreError> {
         self.work(move |ledger| ledger.apply(&chunk, now)).await
+    }
+
+    async fn finish(&self, session: SessionRef, now: Millis) -> Result<(), StoreError> {
+        self.work(move |ledger| ledger.finish_session(session, now))
+            .await
+    }
+
+    async fn carry_out(&self, limit: usize, now: Millis) -> Result<bool, StoreError> {
+        self.work(move |ledger| ledger.carry_out(limit, now)).await
+    }
+
+    async fn adopt_keys(&self, now: Millis) -> Result<(), StoreError> {
+        while self
+            .work(move |ledger| ledger.adopt_keys(PEOPLE_AT_ONCE, now))
+            .await?
+        {}
+        Ok(())
     }
 
     async fn tidy(&self, limit: usize, now: Millis) -> Result<usize, StoreError> {
@@ -293,8 +434,8 @@ impl Store for SqliteStore {
             }
             self.work(move |ledger| {
                 ledger.connection.execute(
-                    "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, 1)",
-                    [&mark],
+                    "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
+                    rusqlite::params![mark, now],
                 )?;
                 Ok(())
             })
@@ -304,16 +445,18 @@ impl Store for SqliteStore {
     }
 
     async fn cohorts(&self) -> Result<Vec<CohortView>, StoreError> {
-        self.read(read::cohorts).await
+        let identified_by = Arc::clone(&self.identified_by);
+        self.read(move |connection| read::cohorts(connection, &identified_by))
+            .await
     }
 
     async fn member(&self, identifier: &str) -> Result<Vec<MembershipView>, StoreError> {
         let identifier = identifier.to_owned();
         let on_leave = self.on_leave.clone();
         self.read(move |connection| {
-            read::member(connection, &identifier, |destination, member| {
+            read::member(connection, &identifier, |destination, is_wanted| {
                 Target::of(
-                    member,
+                    Wanted::of(is_wanted),
                     on_leave.get(destination).copied().unwrap_or_default(),
                 )
             })

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::apply::{Change, Changes};
-use super::ledger::{Ledger, settled, told_from, told_stored};
+use super::apply::Changes;
+use super::ledger::{Ledger, settled, told_from, told_stored, wanted_from, wanted_stored};
+use super::membership::{Change, Standing};
 use crate::clock::Millis;
-use crate::cohort::{OnLeave, Target, Told};
-use crate::store::{CohortRef, StoreError};
+use crate::cohort::{OnLeave, Target, Told, Wanted};
+use crate::store::{StoreError, TraitRef};
 
 impl Ledger {
     pub(super) fn change_pending(
         &mut self,
         destination: usize,
-        cohort: CohortRef,
+        number: TraitRef,
         changes: &Changes,
         now: Millis,
     ) -> Result<(), StoreError> {
@@ -24,39 +25,36 @@ impl Ledger {
             .connection
             .prepare_cached("SELECT 1 FROM dead_letter WHERE destination = ?1 LIMIT 1")?
             .exists([id])?;
+        let has_erased = self
+            .connection
+            .prepare_cached("SELECT 1 FROM pending WHERE destination = ?1 AND wanted = 2 LIMIT 1")?
+            .exists([id])?;
         let mut tally = Tally::new(id);
-        for (identifier, change) in changes.iter() {
+        for (identifier, change) in changes.traits() {
+            let wanted = Wanted::of(change.now.is_some_and(Standing::is_wanted));
             let held = match change.was {
                 // Nothing was known of the person, so there is nothing to look up.
-                None => None,
-                Some(_) => self.pending_row(id, identifier, cohort)?,
+                None if !has_erased => None,
+                _ => self.pending_row(id, identifier, number)?,
             };
             let dead = if has_dead {
-                self.take_dead(id, identifier, cohort)?
+                self.take_dead(id, identifier, number)?
             } else {
                 None
             };
             match held {
                 Some(held) => {
-                    self.change_held(id, identifier, cohort, *change, held, on_leave, &mut tally)?
+                    self.change_held(id, identifier, number, wanted, held, on_leave, &mut tally)?
                 }
                 None => {
                     let told = match dead {
                         Some(_) => Told::Unknown,
-                        None => told_before(*change, on_leave),
+                        None => told_before(change, wanted, on_leave),
                     };
-                    if told.needs_write(Target::of(change.member, on_leave)) {
+                    if told.needs_write(Target::of(wanted, on_leave)) {
                         let late = dead.unwrap_or_default();
-                        self.insert_pending(
-                            id,
-                            identifier,
-                            cohort,
-                            change.member,
-                            told,
-                            late,
-                            now,
-                        )?;
-                        tally.add(cohort, change.member, now, 1);
+                        self.insert_pending(id, identifier, number, wanted, told, late, now)?;
+                        tally.add(number, wanted, now, 1);
                     }
                 }
             }
@@ -66,22 +64,22 @@ impl Ledger {
 
     /// The person changes again before the destination heard of the last change.
     #[allow(clippy::too_many_arguments)]
-    fn change_held(
+    pub(super) fn change_held(
         &self,
         destination: i64,
         identifier: &str,
-        cohort: CohortRef,
-        change: Change,
+        number: TraitRef,
+        wanted: Wanted,
         held: Held,
         on_leave: OnLeave,
         tally: &mut Tally,
     ) -> Result<(), StoreError> {
-        let needs_write = held.told.needs_write(Target::of(change.member, on_leave));
-        if held.told.needs_write(Target::of(held.member, on_leave)) {
-            tally.add(cohort, held.member, held.since, -1);
+        let needs_write = held.told.needs_write(Target::of(wanted, on_leave));
+        if held.told.needs_write(Target::of(held.wanted, on_leave)) {
+            tally.add(number, held.wanted, held.since, -1);
         }
         if needs_write {
-            tally.add(cohort, change.member, held.since, 1);
+            tally.add(number, wanted, held.since, 1);
         }
         if needs_write || held.late_until.is_some() {
             // A change goes out at once, but where the last call failed; a value that is right
@@ -89,12 +87,12 @@ impl Ledger {
             let watched_until = held.late_until.filter(|_| !needs_write);
             self.connection
                 .prepare_cached(
-                    "UPDATE pending SET member = ?4, due_at = CASE WHEN error IS NULL THEN ?5 ELSE due_at END
-                     WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                    "UPDATE pending SET wanted = ?4, due_at = CASE WHEN error IS NULL THEN ?5 ELSE due_at END
+                     WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
-                .execute(params![destination, identifier, cohort.0, change.member, watched_until])?;
+                .execute(params![destination, identifier, number.0, wanted_stored(wanted), watched_until])?;
         } else {
-            self.delete_pending(destination, identifier, cohort)?;
+            self.delete_pending(destination, identifier, number)?;
         }
         Ok(())
     }
@@ -103,16 +101,16 @@ impl Ledger {
         &self,
         destination: i64,
         identifier: &str,
-        cohort: CohortRef,
+        number: TraitRef,
     ) -> Result<Option<Held>, StoreError> {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT member, told, since, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                "SELECT wanted, told, since, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?
-            .query_row(params![destination, identifier, cohort.0], |row| {
+            .query_row(params![destination, identifier, number.0], |row| {
                 Ok(Held {
-                    member: row.get(0)?,
+                    wanted: wanted_from(row.get(0)?),
                     told: told_from(row.get(1)?),
                     since: row.get(2)?,
                     late_until: row.get(3)?,
@@ -127,17 +125,17 @@ impl Ledger {
         &mut self,
         destination: i64,
         identifier: &str,
-        cohort: CohortRef,
-        member: bool,
+        number: TraitRef,
+        wanted: Wanted,
         told: Told,
         late: Late,
         since: Millis,
     ) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
-                "INSERT INTO pending (destination, identifier, cohort, member, told, since, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                "INSERT INTO pending (destination, identifier, trait, wanted, told, since, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
-            .execute(params![destination, identifier, cohort.0, member, told_stored(told), since, late.sent, late.until])?;
+            .execute(params![destination, identifier, number.0, wanted_stored(wanted), told_stored(told), since, late.sent, late.until])?;
         if late.sent.is_some() {
             // To a sweep it would look like part of a call that is under way.
             let state = self
@@ -155,14 +153,14 @@ impl Ledger {
         &self,
         destination: i64,
         identifier: &str,
-        cohort: CohortRef,
+        number: TraitRef,
     ) -> Result<Option<Late>, StoreError> {
         Ok(self
             .connection
             .prepare_cached(
-                "DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3 RETURNING sent, late_until",
+                "DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND trait = ?3 RETURNING sent, late_until",
             )?
-            .query_row(params![destination, identifier, cohort.0], |row| {
+            .query_row(params![destination, identifier, number.0], |row| {
                 Ok(Late {
                     sent: row.get(0)?,
                     until: row.get(1)?,
@@ -174,25 +172,25 @@ impl Ledger {
     /// Brings the counts of `backlog` into step.
     pub(super) fn count(&self, tally: &Tally) -> Result<(), StoreError> {
         let mut add = self.connection.prepare_cached(
-            "INSERT INTO backlog (destination, cohort, member, since_seconds, rows) VALUES (?1, ?2, ?3, ?4, ?5)
+            "INSERT INTO backlog (destination, trait, wanted, since_seconds, rows) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO UPDATE SET rows = rows + excluded.rows",
         )?;
         let mut drop_empty = self.connection.prepare_cached(
-            "DELETE FROM backlog WHERE destination = ?1 AND cohort = ?2 AND member = ?3 AND since_seconds = ?4 AND rows <= 0",
+            "DELETE FROM backlog WHERE destination = ?1 AND trait = ?2 AND wanted = ?3 AND since_seconds = ?4 AND rows <= 0",
         )?;
-        for ((cohort, member, since_seconds), rows) in &tally.rows {
+        for ((number, wanted, since_seconds), rows) in &tally.rows {
             if *rows == 0 {
                 continue;
             }
             add.execute(params![
                 tally.destination,
-                cohort.0,
-                member,
+                number.0,
+                wanted,
                 since_seconds,
                 rows
             ])?;
             if *rows < 0 {
-                drop_empty.execute(params![tally.destination, cohort.0, member, since_seconds])?;
+                drop_empty.execute(params![tally.destination, number.0, wanted, since_seconds])?;
             }
         }
         Ok(())
@@ -200,13 +198,13 @@ impl Ledger {
 }
 
 /// What the destination knew before a change, where nothing is pending.
-fn told_before(change: Change, on_leave: OnLeave) -> Told {
-    match (change.was, change.member) {
-        (Some(was), _) => settled(was, on_leave),
+fn told_before(change: Change, wanted: Wanted, on_leave: OnLeave) -> Told {
+    match (change.was, wanted) {
+        (Some(was), _) => settled(Wanted::of(was.is_wanted()), on_leave),
         // Somebody new: there is no such trait yet.
-        (None, true) => Told::Known(Target::Absent),
+        (None, Wanted::Member) => Told::Known(Target::Absent),
         // A leaver of whom nothing is known: the ledger that made the trait may have been lost.
-        (None, false) => Told::Unknown,
+        (None, Wanted::Left | Wanted::Erased) => Told::Unknown,
     }
 }
 
@@ -222,7 +220,7 @@ pub(super) struct Late {
 /// A `pending` row, as far as a change needs it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
-    pub(super) member: bool,
+    pub(super) wanted: Wanted,
     pub(super) told: Told,
     pub(super) since: Millis,
     late_until: Option<Millis>,
@@ -231,7 +229,8 @@ pub(super) struct Held {
 /// Differences of `backlog`'s counts, gathered over one transaction.
 pub(super) struct Tally {
     destination: i64,
-    rows: BTreeMap<(CohortRef, bool, i64), i64>,
+    /// By trait, what is wanted as stored, and age in seconds.
+    rows: BTreeMap<(TraitRef, i64, i64), i64>,
 }
 
 impl Tally {
@@ -242,10 +241,10 @@ impl Tally {
         }
     }
 
-    pub(super) fn add(&mut self, cohort: CohortRef, member: bool, since: Millis, rows: i64) {
+    pub(super) fn add(&mut self, number: TraitRef, wanted: Wanted, since: Millis, rows: i64) {
         *self
             .rows
-            .entry((cohort, member, since.div_euclid(1_000)))
+            .entry((number, wanted_stored(wanted), since.div_euclid(1_000)))
             .or_default() += rows;
     }
 }

@@ -1,75 +1,132 @@
 //! What the admin API shows, read beside the writer.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::cohorts;
 use super::inbox::action_from;
 use super::ledger::told_from;
+use crate::clock::Millis;
 use crate::cohort::{DestinationName, SourceName, Target, Told};
-use crate::roster::Roster;
+use crate::mixpanel::SetAside;
 use crate::store::{
-    CohortView, DeadLetter, DeliveryState, DeliveryView, MembershipDelivery, MembershipView,
-    SessionRef, SessionView, StoreError,
+    CohortStanding, CohortView, DeadLetter, DeliveryState, DeliveryView, FullSyncReason,
+    HeldRemovals, MembershipDelivery, MembershipView, RunCounts, SessionView, StoreError,
 };
-
-/// The people of one held page.
-pub fn page_roster(
-    connection: &Connection,
-    session: SessionRef,
-    page: u32,
-) -> Result<Roster, StoreError> {
-    let bytes: Vec<u8> = connection
-        .prepare_cached(
-            "SELECT roster FROM inbox JOIN session_page ON inbox_seq = seq WHERE session = ?1 AND session_page.page = ?2",
-        )?
-        .query_row(params![session.0, page], |row| row.get(0))?;
-    Ok(Roster::from_bytes(bytes)?)
-}
 
 /// Pages not yet taken, and one for each whole session.
 pub fn waiting_pages(connection: &Connection) -> Result<u64, StoreError> {
     Ok(connection.query_row(
-        "SELECT (SELECT count(*) FROM inbox WHERE seq > coalesce((SELECT value FROM meta WHERE key = 'taken_through'), 0))
+        "SELECT (SELECT count(*) FROM inbox WHERE seq > coalesce((SELECT value FROM meta WHERE key = 'taken_through'), 0) AND is_refused = 0)
               + (SELECT count(*) FROM session WHERE state = 1)",
         [],
         |row| row.get(0),
     )?)
 }
 
+/// The rules by which each source identifies people now.
+pub type IdentifiedBy = HashMap<String, Arc<str>>;
+
 /// Every cohort.
-pub fn cohorts(connection: &Connection) -> Result<Vec<CohortView>, StoreError> {
+pub fn cohorts(
+    connection: &Connection,
+    identified_by: &IdentifiedBy,
+) -> Result<Vec<CohortView>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT id, source, cohort_id, project_id, name, trait_key, members, leavers, last_heard_at
-         FROM cohort ORDER BY source, project_id, cohort_id",
+        "SELECT c.id, c.source, c.cohort_id, c.project_id, c.name, t.key, c.members, c.leavers, c.last_heard_at,
+                c.former_name, c.standing, c.identified_by, c.held, c.held_session, c.held_since,
+                c.runs_accepted, c.runs_dropped, c.runs_undone, c.trait, c.first_applied_at, c.kept
+         FROM cohort c JOIN trait t ON t.id = c.trait ORDER BY c.source, c.project_id, c.cohort_id",
     )?;
     let views = statement
         .query_map([], |row| {
+            let source: String = row.get(1)?;
+            let was: String = row.get(11)?;
+            let standing = match row.get::<_, i64>(10)? {
+                cohorts::FOLLOWED => CohortStanding::Followed,
+                cohorts::FORGOTTEN => CohortStanding::Retired,
+                _ => CohortStanding::Retiring,
+            };
+            let now = identified_by.get(&source);
+            let needs_full_sync = now
+                .filter(|now| {
+                    !was.is_empty() && ***now != *was && standing == CohortStanding::Followed
+                })
+                .map(|now| FullSyncReason::IdentifiedOtherwise {
+                    was: was.clone(),
+                    now: now.to_string(),
+                });
+            let held: u64 = row.get(12)?;
+            let held_since: Option<Millis> = row.get(14)?;
+            let held_session: Option<String> = row.get(13)?;
             let view = CohortView {
-                source: SourceName::from(row.get::<_, String>(1)?.as_str()),
+                source: SourceName::from(source.as_str()),
                 cohort_id: row.get(2)?,
                 project_id: row.get(3)?,
                 name: row.get(4)?,
+                former_name: row.get(9)?,
+                standing,
                 trait_key: row.get::<_, String>(5)?.into(),
                 members: row.get(6)?,
                 left: row.get(7)?,
                 last_heard_at: row.get(8)?,
                 session: None,
+                needs_full_sync,
+                held: held_since.filter(|_| held > 0).map(|since| HeldRemovals {
+                    held,
+                    session: held_session.unwrap_or_default(),
+                    since,
+                }),
+                set_aside: Vec::new(),
+                runs: RunCounts {
+                    accepted: row.get(15)?,
+                    dropped: row.get(16)?,
+                    undone: row.get(17)?,
+                },
                 destinations: Vec::new(),
             };
-            Ok((row.get::<_, i64>(0)?, view))
+            let inside = Inside {
+                cohort: row.get(0)?,
+                number: row.get(18)?,
+                first_applied_at: row.get(19)?,
+                wanted: view.members + held + row.get::<_, u64>(20)?,
+            };
+            Ok((inside, view))
         })?
         .collect::<Result<Vec<_>, _>>()?;
     views
         .into_iter()
-        .map(|(cohort, view)| {
+        .map(|(inside, view)| {
             Ok(CohortView {
-                session: last_session(connection, cohort)?,
-                destinations: deliveries(connection, cohort, view.members)?,
+                session: last_session(connection, inside.cohort)?,
+                set_aside: set_aside(connection, inside.cohort)?,
+                destinations: deliveries(connection, &inside)?,
                 ..view
             })
         })
         .collect()
+}
+
+/// What a view of a cohort is made of and does not show.
+struct Inside {
+    cohort: i64,
+    number: i64,
+    first_applied_at: Option<Millis>,
+    /// People whose trait should be `true`.
+    wanted: u64,
+}
+
+fn set_aside(connection: &Connection, cohort: i64) -> Result<Vec<(SetAside, u64)>, StoreError> {
+    let rows = connection
+        .prepare_cached("SELECT reason, members FROM set_aside WHERE cohort = ?1 ORDER BY reason")?
+        .query_map([cohort], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|(word, members)| Some((SetAside::parse(&word)?, members)))
+        .collect())
 }
 
 fn last_session(connection: &Connection, cohort: i64) -> Result<Option<SessionView>, StoreError> {
@@ -81,7 +138,7 @@ fn last_session(connection: &Connection, cohort: i64) -> Result<Option<SessionVi
         )?
         .query_row([cohort], |row| {
             let total: u32 = row.get(2)?;
-            let completed_at: Option<crate::clock::Millis> = row.get(3)?;
+            let completed_at: Option<Millis> = row.get(3)?;
             let is_open = row.get::<_, i64>(4)? == 0;
             Ok(SessionView {
                 id: row.get::<_, Option<String>>(0)?.unwrap_or_default(),
@@ -96,30 +153,36 @@ fn last_session(connection: &Connection, cohort: i64) -> Result<Option<SessionVi
     Ok(session)
 }
 
-fn deliveries(
-    connection: &Connection,
-    cohort: i64,
-    members: u64,
-) -> Result<Vec<DeliveryView>, StoreError> {
+fn deliveries(connection: &Connection, inside: &Inside) -> Result<Vec<DeliveryView>, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT name,
-                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND cohort = ?1),
-                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND cohort = ?1 AND member = 1),
-                (SELECT min(since_seconds) * 1000 FROM backlog WHERE destination = d.id AND cohort = ?1),
-                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND cohort = ?1),
-                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND cohort = ?1 AND member = 1)
+                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND trait = ?1),
+                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND trait = ?1 AND wanted = 1),
+                (SELECT min(since_seconds) * 1000 FROM backlog WHERE destination = d.id AND trait = ?1),
+                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait = ?1),
+                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait = ?1 AND wanted = 1),
+                coalesce((SELECT value FROM meta WHERE key = 'brought_up:' || d.name), 0)
          FROM destination d ORDER BY id",
     )?;
     let views = statement
-        .query_map([cohort], |row| {
+        .query_map([inside.number], |row| {
             let joining: u64 = row.get(2)?;
             let dead_members: u64 = row.get(5)?;
+            let oldest_pending_at: Option<Millis> = row.get(3)?;
+            let brought_up_at: Millis = row.get(6)?;
             Ok(DeliveryView {
                 name: DestinationName::from(row.get::<_, String>(0)?.as_str()),
-                written: members.saturating_sub(joining).saturating_sub(dead_members),
+                written: inside
+                    .wanted
+                    .saturating_sub(joining)
+                    .saturating_sub(dead_members),
                 pending: row.get(1)?,
                 dead: row.get(4)?,
-                oldest_pending_at: row.get(3)?,
+                oldest_pending_at,
+                // The age of what is pending is counted in whole seconds.
+                ready: inside.first_applied_at.is_some_and(|applied_at| {
+                    oldest_pending_at.is_none_or(|oldest| oldest > applied_at.max(brought_up_at))
+                }),
             })
         })?
         .collect::<Result<_, _>>()?;
@@ -133,9 +196,9 @@ pub fn member(
     settled: impl Fn(&str, bool) -> Target,
 ) -> Result<Vec<MembershipView>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT c.id, c.source, c.cohort_id, c.trait_key, m.member
-         FROM cohort c JOIN member m ON m.cohort = c.id AND m.identifier = ?1
-         ORDER BY c.source, c.cohort_id",
+        "SELECT c.trait, c.source, c.cohort_id, t.key, max(m.standing = 1), max(m.standing > 0)
+         FROM cohort c JOIN trait t ON t.id = c.trait JOIN member m ON m.cohort = c.id AND m.identifier = ?1
+         GROUP BY c.id ORDER BY c.source, c.cohort_id",
     )?;
     let memberships = statement
         .query_map([identifier], |row| {
@@ -146,14 +209,14 @@ pub fn member(
                 member: row.get(4)?,
                 destinations: Vec::new(),
             };
-            Ok((row.get::<_, i64>(0)?, view))
+            Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(5)?, view))
         })?
         .collect::<Result<Vec<_>, _>>()?;
     memberships
         .into_iter()
-        .map(|(cohort, view)| {
-            let destinations = membership_deliveries(connection, cohort, identifier, |name| {
-                settled(name, view.member)
+        .map(|(number, is_wanted, view)| {
+            let destinations = membership_deliveries(connection, number, identifier, |name| {
+                settled(name, is_wanted)
             })?;
             Ok(MembershipView {
                 destinations,
@@ -165,19 +228,19 @@ pub fn member(
 
 fn membership_deliveries(
     connection: &Connection,
-    cohort: i64,
+    number: i64,
     identifier: &str,
     settled: impl Fn(&str) -> Target,
 ) -> Result<Vec<MembershipDelivery>, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT d.name, p.identifier IS NOT NULL, p.told, p.error, l.error
          FROM destination d
-         LEFT JOIN pending p ON p.destination = d.id AND p.identifier = ?2 AND p.cohort = ?1
-         LEFT JOIN dead_letter l ON l.destination = d.id AND l.identifier = ?2 AND l.cohort = ?1
+         LEFT JOIN pending p ON p.destination = d.id AND p.identifier = ?2 AND p.trait = ?1
+         LEFT JOIN dead_letter l ON l.destination = d.id AND l.identifier = ?2 AND l.trait = ?1
          ORDER BY d.id",
     )?;
     let views = statement
-        .query_map(params![cohort, identifier], |row| {
+        .query_map(params![number, identifier], |row| {
             let name: String = row.get(0)?;
             let is_pending: bool = row.get(1)?;
             let dead_because: Option<String> = row.get(4)?;
@@ -206,8 +269,8 @@ fn membership_deliveries(
 /// Dead letters, oldest first.
 pub fn dead_letters(connection: &Connection, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT d.name, l.identifier, c.source, c.cohort_id, c.trait_key, l.member, l.error, l.since
-         FROM dead_letter l JOIN destination d ON d.id = l.destination JOIN cohort c ON c.id = l.cohort
+        "SELECT d.name, l.identifier, coalesce(c.source, ''), coalesce(c.cohort_id, ''), t.key, l.wanted = 1, l.error, l.since
+         FROM dead_letter l JOIN destination d ON d.id = l.destination JOIN trait t ON t.id = l.trait LEFT JOIN cohort c ON c.id = t.cohort
          ORDER BY l.since, l.identifier LIMIT ?1",
     )?;
     let letters = statement

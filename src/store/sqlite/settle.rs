@@ -3,12 +3,12 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::exchange::soonest;
-use super::ledger::{Ledger, sent_bit, told_stored};
+use super::ledger::{Ledger, sent_bit, told_stored, wanted_from, wanted_stored};
 use super::pending::{Late, Tally};
 use crate::backoff::is_due;
 use crate::clock::Millis;
-use crate::cohort::{Target, Told};
-use crate::store::{ClaimedTrait, CohortRef, Outcome, Settlement, StoreError};
+use crate::cohort::{Target, Told, Wanted};
+use crate::store::{ClaimedTrait, Outcome, Settlement, StoreError, TraitRef};
 
 impl Ledger {
     /// Settles calls; gives back when the first of what is left of them is due.
@@ -56,10 +56,10 @@ impl Ledger {
         match outcome {
             Outcome::Written { may_land_late } => {
                 if !may_land_late
-                    && let Some(since) = self.delete_as_written(destination, identifier, claimed)?
+                    && let Some((wanted, since)) =
+                        self.delete_as_written(destination, identifier, claimed)?
                 {
-                    let member = claimed.target == Target::True;
-                    tally.add(claimed.cohort, member, since, -1);
+                    tally.add(claimed.number, wanted, since, -1);
                     return Ok(true);
                 }
                 self.settle_written(destination, identifier, claimed, *may_land_late, now, tally)?;
@@ -75,7 +75,7 @@ impl Ledger {
                 self.settle_retry(
                     destination,
                     identifier,
-                    claimed.cohort,
+                    claimed.number,
                     *due_at,
                     *counts,
                     late_until,
@@ -97,22 +97,24 @@ impl Ledger {
         destination: usize,
         identifier: &str,
         claimed: &ClaimedTrait,
-    ) -> Result<Option<Millis>, StoreError> {
+    ) -> Result<Option<(Wanted, Millis)>, StoreError> {
+        let state = &self.destinations[destination];
+        let wanted = claimed.target.meant(state.rules.on_leave);
         Ok(self
             .connection
             .prepare_cached(
-                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3
-                 AND member = ?4 AND sent = ?5 AND late_until IS NULL RETURNING since",
+                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3
+                 AND wanted = ?4 AND sent = ?5 AND late_until IS NULL RETURNING since",
             )?
             .query_row(
                 params![
-                    self.destinations[destination].id,
+                    state.id,
                     identifier,
-                    claimed.cohort.0,
-                    claimed.target == Target::True,
+                    claimed.number.0,
+                    wanted_stored(wanted),
                     sent_bit(claimed.target)
                 ],
-                |row| row.get(0),
+                |row| Ok((wanted, row.get(0)?)),
             )
             .optional()?)
     }
@@ -141,15 +143,15 @@ impl Ledger {
         tally: &mut Tally,
     ) -> Result<(), StoreError> {
         let state = &self.destinations[destination];
-        let key = params![state.id, identifier, claimed.cohort.0];
-        let Some((member, since, sent, late_until)) = self
+        let key = params![state.id, identifier, claimed.number.0];
+        let Some((wanted, since, sent, late_until)) = self
             .connection
             .prepare_cached(
-                "SELECT member, since, sent, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                "SELECT wanted, since, sent, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?
             .query_row(key, |row| {
                 Ok((
-                    row.get::<_, bool>(0)?,
+                    wanted_from(row.get(0)?),
                     row.get::<_, Millis>(1)?,
                     row.get::<_, Option<i64>>(2)?.unwrap_or(0),
                     row.get::<_, Option<Millis>>(3)?,
@@ -168,38 +170,38 @@ impl Ledger {
             .filter(|until| !is_due(*until, claimed_at))
             .max(may_land_late.then(|| now + state.rules.late_write_ms));
         let told = Told::Known(claimed.target);
-        let wanted = Target::of(member, state.rules.on_leave);
+        let target = Target::of(wanted, state.rules.on_leave);
         // What is wanted by now goes out at once; what only has to be looked at again waits.
-        let due_at = late_until.filter(|_| !told.needs_write(wanted));
+        let due_at = late_until.filter(|_| !told.needs_write(target));
         let overwritable = late_until.is_some() && sent & !sent_bit(claimed.target) != 0;
         if overwritable {
             self.connection
                 .prepare_cached(
-                    "UPDATE pending SET due_at = ?4, late_until = ?5, attempts = 0, error = NULL WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                    "UPDATE pending SET due_at = ?4, late_until = ?5, attempts = 0, error = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
-                .execute(params![state.id, identifier, claimed.cohort.0, due_at, late_until])?;
+                .execute(params![state.id, identifier, claimed.number.0, due_at, late_until])?;
             return Ok(());
         }
-        if told.needs_write(wanted) || late_until.is_some() {
+        if told.needs_write(target) || late_until.is_some() {
             self.connection
                 .prepare_cached(
                     "UPDATE pending SET told = ?4, sent = ?5, late_until = ?6, due_at = ?7, attempts = 0, error = NULL
-                     WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                     WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
                 .execute(params![
                     state.id,
                     identifier,
-                    claimed.cohort.0,
+                    claimed.number.0,
                     told_stored(told),
                     late_until.map(|_| sent_bit(claimed.target)),
                     late_until,
                     due_at,
                 ])?;
         } else {
-            self.delete_pending(state.id, identifier, claimed.cohort)?;
+            self.delete_pending(state.id, identifier, claimed.number)?;
         }
-        if !told.needs_write(wanted) {
-            tally.add(claimed.cohort, member, since, -1);
+        if !told.needs_write(target) {
+            tally.add(claimed.number, wanted, since, -1);
         }
         Ok(())
     }
@@ -208,13 +210,13 @@ impl Ledger {
         &self,
         destination: i64,
         identifier: &str,
-        cohort: CohortRef,
+        number: TraitRef,
     ) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
-                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?
-            .execute(params![destination, identifier, cohort.0])?;
+            .execute(params![destination, identifier, number.0])?;
         Ok(())
     }
 
@@ -223,7 +225,7 @@ impl Ledger {
         &self,
         destination: usize,
         identifier: &str,
-        cohort: CohortRef,
+        number: TraitRef,
         due_at: Millis,
         counts: bool,
         late_until: Option<Millis>,
@@ -235,12 +237,12 @@ impl Ledger {
                 "UPDATE pending SET due_at = ?4, attempts = attempts + ?5, error = ?6,
                         late_until = coalesce(?7, late_until),
                         sent = CASE WHEN coalesce(?7, late_until) IS NULL THEN NULL ELSE sent END
-                 WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3",
+                 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?
             .execute(params![
                 self.destinations[destination].id,
                 identifier,
-                cohort.0,
+                number.0,
                 due_at,
                 counts,
                 error,
@@ -263,26 +265,26 @@ impl Ledger {
             .prepare_cached(
                 "UPDATE pending SET told = ?4,
                         sent = CASE WHEN ?4 IS NOT NULL AND late_until IS NULL THEN NULL ELSE sent END
-                 WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3
-                 RETURNING member, since",
+                 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3
+                 RETURNING wanted, since",
             )?
             .query_row(
                 params![
                     state.id,
                     identifier,
-                    claimed.cohort.0,
+                    claimed.number.0,
                     told_stored(claimed.told)
                 ],
-                |row| Ok((row.get::<_, bool>(0)?, row.get::<_, Millis>(1)?)),
+                |row| Ok((wanted_from(row.get(0)?), row.get::<_, Millis>(1)?)),
             )
             .optional()?;
-        if let Some((member, since)) = left {
+        if let Some((wanted, since)) = left {
             // The person changed back meanwhile: there is nothing left to say.
             if !claimed
                 .told
-                .needs_write(Target::of(member, state.rules.on_leave))
+                .needs_write(Target::of(wanted, state.rules.on_leave))
             {
-                tally.add(claimed.cohort, member, since, -1);
+                tally.add(claimed.number, wanted, since, -1);
             }
         }
         Ok(())
@@ -301,23 +303,23 @@ impl Ledger {
         let removed = self
             .connection
             .prepare_cached(
-                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND cohort = ?3 RETURNING member, since, sent, late_until",
+                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3 RETURNING wanted, since, sent, late_until",
             )?
-            .query_row(params![id, identifier, claimed.cohort.0], |row| {
+            .query_row(params![id, identifier, claimed.number.0], |row| {
                 let late = Late {
                     sent: row.get(2)?,
                     until: row.get(3)?,
                 };
-                Ok((row.get::<_, bool>(0)?, row.get::<_, Millis>(1)?, late))
+                Ok((wanted_from(row.get(0)?), row.get::<_, Millis>(1)?, late))
             })
             .optional()?;
-        if let Some((member, since, late)) = removed {
-            tally.add(claimed.cohort, member, since, -1);
+        if let Some((wanted, since, late)) = removed {
+            tally.add(claimed.number, wanted, since, -1);
             self.connection
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO dead_letter (destination, identifier, cohort, member, since, error, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    "INSERT OR REPLACE INTO dead_letter (destination, identifier, trait, wanted, since, error, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                 )?
-                .execute(params![id, identifier, claimed.cohort.0, member, now, error, late.sent, late.until])?;
+                .execute(params![id, identifier, claimed.number.0, wanted_stored(wanted), now, error, late.sent, late.until])?;
         }
         Ok(())
     }

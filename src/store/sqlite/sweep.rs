@@ -6,11 +6,11 @@ use std::sync::Arc;
 use rusqlite::params;
 
 use super::exchange::soonest;
-use super::ledger::{Ledger, sent_bit, told_from};
+use super::ledger::{Ledger, sent_bit, told_from, wanted_from};
 use crate::backoff::is_due;
 use crate::clock::Millis;
-use crate::cohort::{OnLeave, Target, Told};
-use crate::store::{CohortRef, StoreError};
+use crate::cohort::{OnLeave, Target, Told, Wanted};
+use crate::store::{StoreError, TraitRef};
 
 /// Rows that one claim may look at: where nearly everything waits for a later time, the sweep goes
 /// on in the next transaction.
@@ -18,8 +18,8 @@ const ROWS_A_CLAIM: usize = 16_384;
 
 /// A `pending` row during a claim.
 pub(super) struct Row {
-    pub(super) cohort: CohortRef,
-    pub(super) member: bool,
+    pub(super) number: TraitRef,
+    pub(super) wanted: Wanted,
     pub(super) sent: i64,
     pub(super) late_until: Option<Millis>,
     pub(super) attempts: u32,
@@ -30,8 +30,8 @@ pub(super) struct Row {
 impl Row {
     /// Whether a call under way for the identity carries what is wanted here.
     fn is_being_sent(&self, on_leave: OnLeave) -> bool {
-        let wanted = Target::of(self.member, on_leave);
-        self.told == Told::Unknown && self.sent & sent_bit(wanted) != 0
+        let target = Target::of(self.wanted, on_leave);
+        self.told == Told::Unknown && self.sent & sent_bit(target) != 0
     }
 }
 
@@ -117,8 +117,8 @@ impl Ledger {
     ) -> Result<Swept, StoreError> {
         let state = &self.destinations[destination];
         let mut statement = self.connection.prepare_cached(
-            "SELECT identifier, cohort, member, sent, late_until, attempts, due_at, since, told FROM pending
-             WHERE destination = ?1 AND identifier > coalesce(?2, '') ORDER BY identifier, cohort",
+            "SELECT identifier, trait, wanted, sent, late_until, attempts, due_at, since, told FROM pending
+             WHERE destination = ?1 AND identifier > coalesce(?2, '') ORDER BY identifier, trait",
         )?;
         let mut rows = statement.query(params![state.id, after])?;
         let mut sweep = Sweep::new(limit, now, state.rules.on_leave);
@@ -140,8 +140,8 @@ impl Ledger {
             let since: Millis = row.get(7)?;
             let due_at: Option<Millis> = row.get(6)?;
             sweep.rows.push(Row {
-                cohort: CohortRef(row.get(1)?),
-                member: row.get(2)?,
+                number: TraitRef(row.get(1)?),
+                wanted: wanted_from(row.get(2)?),
                 sent: row.get::<_, Option<i64>>(3)?.unwrap_or(0),
                 late_until: row.get(4)?,
                 attempts: row.get(5)?,

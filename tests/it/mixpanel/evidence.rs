@@ -34,6 +34,9 @@ pub enum Evidence {
     Stray,
     /// None: the whole run arrived, its last reply was lost, and no later run contradicts it.
     Silent,
+    /// None: what the later runs say again they say under the failed run's own id and as it said it,
+    /// which looks like a repeat on the way.
+    Repeat,
     /// None: an accepted run kept the id of the failed one before it, and a relay brought its pages
     /// in another order; which of them are the old run's cannot be told.
     Shuffled,
@@ -200,9 +203,15 @@ impl History {
         // All runs up to the next that is accepted start from the same snapshot as this one.
         let last = (number + 1..self.runs.len()).find(|&later| self.runs[later].is_accepted);
         let same_snapshot = number + 1..last.map_or(self.runs.len(), |last| last + 1);
-        let is_contradicted = self.runs[same_snapshot]
-            .iter()
-            .any(|later| later.repeats(run));
+        let later = &self.runs[same_snapshot];
+        let is_repeated = later.iter().any(|later| later.repeats(run, |_, _| true));
+        let has_news = |half: &HalfSent, earlier: &HalfSent| {
+            !self.knobs.same_id_on_restart || half.people != earlier.people
+        };
+        // Once anything differs, it is plain that the run began again.
+        let began_again = self.knobs.same_id_on_restart
+            && later.iter().any(|later| later.differs_under_its_id(run));
+        let is_contradicted = began_again || later.iter().any(|later| later.repeats(run, has_news));
         Some(if run.pages().any(|page| page.arrived_as_stray) {
             Evidence::Stray
         } else if run.pages().any(|page| page.is_refused) {
@@ -211,6 +220,8 @@ impl History {
             Evidence::HalfMissing
         } else if is_contradicted {
             Evidence::Contradicted
+        } else if self.knobs.same_id_on_restart && is_repeated {
+            Evidence::Repeat
         } else {
             Evidence::Silent
         })
@@ -249,7 +260,7 @@ impl Run {
     }
 
     /// Whether what arrived of this run names somebody whom the same half of the other named.
-    fn repeats(&self, other: &Run) -> bool {
+    fn repeats(&self, other: &Run, counts: impl Fn(&HalfSent, &HalfSent) -> bool) -> bool {
         self.halves.iter().any(|half| {
             let arrived = half.pages.iter().filter(|page| page.arrived_in_time);
             let named: BTreeSet<_> = arrived.flat_map(|page| &page.people).copied().collect();
@@ -257,6 +268,26 @@ impl Run {
                 half.action != Action::Members
                     && half.action == earlier.action
                     && !named.is_disjoint(&earlier.people)
+                    && counts(half, earlier)
+            })
+        })
+    }
+
+    /// Whether a page of this run arrived that the same half of the other did not have.
+    fn differs_under_its_id(&self, other: &Run) -> bool {
+        self.halves.iter().any(|half| {
+            other.halves.iter().any(|earlier| {
+                let mut arrived = half
+                    .pages
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, page)| page.arrived_in_time);
+                half.action == earlier.action
+                    && earlier.pages.iter().any(PageSent::arrived)
+                    && arrived.any(|(index, page)| {
+                        half.pages.len() != earlier.pages.len()
+                            || earlier.pages[index].people != page.people
+                    })
             })
         })
     }

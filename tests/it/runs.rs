@@ -1,0 +1,255 @@
+//! Which runs of differences count: one test for each case that `run.rs` tells of.
+
+use cohort_bridge::cohort::{Action, SourceName};
+use cohort_bridge::store::{RunCounts, Store};
+
+use crate::support::bench::{Bench, HALF_AN_HOUR, page, set};
+
+use Action::{AddMembers as Add, Members, RemoveMembers as Remove};
+
+const NOBODY: &[&str] = &[];
+
+/// A cohort of ann, bob and old, half an hour ago.
+async fn base() -> Bench {
+    let bench = Bench::new();
+    bench.full("c", "base", &["ann", "bob", "old"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    bench
+}
+
+/// As [`base`], and an accepted run that added new and x and removed old.
+async fn accepted() -> Bench {
+    let bench = base().await;
+    half(&bench, Add, "a1", &["new", "x"]).await;
+    half(&bench, Remove, "r1", &["old"]).await;
+    assert_eq!(counts(&bench).await, (1, 0, 0));
+    bench
+}
+
+async fn half(bench: &Bench, action: Action, session: &str, people: &[&str]) {
+    bench.take(page(action, "c", session, (1, 1), people)).await;
+}
+
+fn refuse(bench: &Bench, action: Action, session: &str, people: &[&str]) {
+    let page = page(action, "c", session, (1, 1), people);
+    let source = SourceName::from("default");
+    bench.store().note_refused(&source, &page, bench.now());
+}
+
+/// Runs accepted, dropped and undone.
+async fn counts(bench: &Bench) -> (u64, u64, u64) {
+    let RunCounts {
+        accepted,
+        dropped,
+        undone,
+    } = bench.cohort("c").await.runs;
+    (accepted, dropped, undone)
+}
+
+async fn assert_members(bench: &mut Bench, people: &[&str]) {
+    bench.deliver().await;
+    assert_eq!(bench.holding("mixpanel_cohort_c", true), set(people));
+    assert_eq!(bench.cohort("c").await.members, people.len() as u64);
+}
+
+#[tokio::test]
+async fn a_run_of_both_halves_is_accepted() {
+    let mut bench = accepted().await;
+    assert_members(&mut bench, &["ann", "bob", "new", "x"]).await;
+}
+
+#[tokio::test]
+async fn a_half_without_its_partner_is_dropped_where_empty_halves_are_sent() {
+    let mut bench = base().await;
+    half(&bench, Add, "a0", NOBODY).await;
+    half(&bench, Remove, "r0", NOBODY).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a1", &["new"]).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "old"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["sue"]).await;
+    assert_members(&mut bench, &["ann", "bob", "old", "sue"]).await;
+    assert_eq!(counts(&bench).await, (1, 1, 0));
+}
+
+#[tokio::test]
+async fn a_half_without_its_partner_is_accepted_where_none_was_ever_empty() {
+    let mut bench = base().await;
+    half(&bench, Add, "a1", &["new"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["sue"]).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "old", "sue"]).await;
+    assert_eq!(counts(&bench).await, (1, 0, 0));
+}
+
+#[tokio::test]
+async fn a_half_without_its_partner_whose_people_are_named_again_is_dropped() {
+    let mut bench = base().await;
+    half(&bench, Add, "a1", &["new", "x"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["new"]).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "old"]).await;
+    assert_eq!(counts(&bench).await, (0, 1, 0));
+}
+
+#[tokio::test]
+async fn a_half_whose_partner_was_cut_off_is_dropped() {
+    let mut bench = base().await;
+    half(&bench, Add, "a1", &["new"]).await;
+    bench.take(page(Remove, "c", "r1", (1, 2), &["old"])).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["sue"]).await;
+    assert_members(&mut bench, &["ann", "bob", "old", "sue"]).await;
+    assert_eq!(counts(&bench).await, (0, 1, 0));
+}
+
+#[tokio::test]
+async fn a_run_is_accepted_for_good_once_the_next_is() {
+    let mut bench = accepted().await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["sue"]).await;
+    half(&bench, Remove, "r2", &["bob"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a3", &["new"]).await;
+    assert_members(&mut bench, &["ann", "new", "sue", "x"]).await;
+    assert_eq!(counts(&bench).await, (2, 0, 0));
+}
+
+#[tokio::test]
+async fn a_run_that_the_next_repeats_in_part_is_undone() {
+    let mut bench = accepted().await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["new"]).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "old"]).await;
+    assert_eq!(counts(&bench).await, (1, 0, 1));
+}
+
+#[tokio::test]
+async fn a_session_that_never_became_whole_is_a_witness() {
+    let mut bench = accepted().await;
+    bench.clock.advance(HALF_AN_HOUR);
+    bench.take(page(Add, "c", "a2", (1, 2), &["new"])).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "x"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a3", &["sue"]).await;
+    assert_members(&mut bench, &["ann", "bob", "old", "sue"]).await;
+    assert_eq!(counts(&bench).await, (1, 0, 1));
+}
+
+#[tokio::test]
+async fn a_run_that_the_next_builds_on_is_confirmed() {
+    let mut bench = accepted().await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Remove, "r2", &["x"]).await;
+    half(&bench, Add, "a2", &["new"]).await;
+    assert_members(&mut bench, &["ann", "bob", "new"]).await;
+    assert_eq!(counts(&bench).await, (2, 0, 0));
+}
+
+#[tokio::test]
+async fn a_run_whose_page_we_refused_in_the_end_is_undone() {
+    let mut bench = accepted().await;
+    refuse(&bench, Add, "a1", &["new", "x"]);
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["sue"]).await;
+    assert_members(&mut bench, &["ann", "bob", "old", "sue"]).await;
+    assert_eq!(counts(&bench).await, (1, 0, 1));
+}
+
+#[tokio::test]
+async fn a_refused_page_that_comes_once_more_counts() {
+    let mut bench = accepted().await;
+    refuse(&bench, Add, "a1", &["new", "x"]);
+    half(&bench, Add, "a1", &["new", "x"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["sue"]).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "sue", "x"]).await;
+    assert_eq!(counts(&bench).await, (1, 0, 0));
+}
+
+#[tokio::test]
+async fn a_page_that_we_refused_before_we_took_it_counts() {
+    let mut bench = base().await;
+    refuse(&bench, Add, "a1", &["new"]);
+    half(&bench, Add, "a1", &["new"]).await;
+    half(&bench, Remove, "r1", &["old"]).await;
+    assert_eq!(counts(&bench).await, (1, 0, 0));
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["sue"]).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "sue"]).await;
+    assert_eq!(counts(&bench).await, (1, 0, 0));
+}
+
+#[tokio::test]
+async fn a_half_whose_partner_we_refused_for_good_is_dropped() {
+    let mut bench = base().await;
+    half(&bench, Add, "a1", &["new"]).await;
+    refuse(&bench, Remove, "r1", &["old"]);
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["sue"]).await;
+    assert_members(&mut bench, &["ann", "bob", "old", "sue"]).await;
+    assert_eq!(counts(&bench).await, (0, 1, 0));
+}
+
+#[tokio::test]
+async fn a_run_that_begins_again_under_its_ids_replaces_itself() {
+    let mut bench = base().await;
+    half(&bench, Add, "s", &["new", "x"]).await;
+    half(&bench, Remove, "s", &["old"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "s", &["new", "y"]).await;
+    half(&bench, Remove, "s", &["ann", "old"]).await;
+    assert_members(&mut bench, &["bob", "new", "y"]).await;
+    assert_eq!(counts(&bench).await, (2, 0, 1));
+}
+
+#[tokio::test]
+async fn a_run_that_comes_again_as_it_was_changes_nothing() {
+    let mut bench = accepted().await;
+    assert_members(&mut bench, &["ann", "bob", "new", "x"]).await;
+    half(&bench, Add, "a1", &["new", "x"]).await;
+    half(&bench, Remove, "r1", &["old"]).await;
+    assert_eq!(bench.deliver().await, []);
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a1", &["new", "x"]).await;
+    half(&bench, Remove, "r1", &["old"]).await;
+    assert_eq!(bench.deliver().await, []);
+    assert_members(&mut bench, &["ann", "bob", "new", "x"]).await;
+    let (_, dropped, undone) = counts(&bench).await;
+    assert_eq!((dropped, undone), (0, 0));
+}
+
+#[tokio::test]
+async fn a_difference_that_begins_after_a_full_sync_did_lies_on_top() {
+    let mut bench = base().await;
+    bench.take(page(Members, "c", "f", (1, 2), &["ann"])).await;
+    half(&bench, Add, "a1", &["new"]).await;
+    bench.take(page(Members, "c", "f", (2, 2), &["bob"])).await;
+    assert_members(&mut bench, &["ann", "bob", "new"]).await;
+}
+
+#[tokio::test]
+async fn a_difference_that_began_before_a_full_sync_is_over() {
+    let mut bench = base().await;
+    bench.take(page(Add, "c", "a1", (1, 2), &["new"])).await;
+    bench.full("c", "f", &["ann"]).await;
+    bench.take(page(Add, "c", "a1", (2, 2), &["x"])).await;
+    assert_members(&mut bench, &["ann"]).await;
+    assert_eq!(counts(&bench).await, (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_page_that_stands_alone_is_believed_at_once_and_is_no_run() {
+    let mut bench = base().await;
+    let alone = |action, people: &[&str]| {
+        let mut page = page(action, "c", "s", (1, 1), people);
+        page.page_info = None;
+        page
+    };
+    bench.take(alone(Add, &["new"])).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "old"]).await;
+    bench.take(alone(Add, &["new", "sue"])).await;
+    bench.take(alone(Remove, &["old"])).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "sue"]).await;
+    assert_eq!(counts(&bench).await, (0, 0, 0));
+}

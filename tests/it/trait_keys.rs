@@ -1,0 +1,267 @@
+//! Which trait stands for which cohort, and what happens when the settings say otherwise.
+
+use std::time::Duration;
+
+use cohort_bridge::cohort::{Action, OnLeave, Target};
+use cohort_bridge::flagsmith::CANARY;
+use cohort_bridge::store::{Claim, Store, StoreError};
+use cohort_bridge::trait_key::{ExplicitKey, TraitKeyTemplate};
+use serde_json::json;
+
+use crate::support::bench::{Bench, changes, page, set};
+use crate::support::fast_temp_dir;
+use crate::support::pages;
+use crate::support::process::{Process, serve_variables};
+use crate::support::service::{PASSWORD, USER, client, stand_in};
+
+fn give(cohort: &str, key: &str) -> ExplicitKey {
+    ExplicitKey {
+        project_id: None,
+        cohort_id: cohort.into(),
+        trait_key: key.into(),
+    }
+}
+
+/// A ledger of which the settings give cohorts these keys.
+fn bench_of(keys: &[(&str, &str)]) -> Bench {
+    Bench::with(|source, _| source.explicit_keys = explicit(keys))
+}
+
+fn explicit(keys: &[(&str, &str)]) -> Vec<ExplicitKey> {
+    keys.iter().map(|(cohort, key)| give(cohort, key)).collect()
+}
+
+/// Opens the ledger again with these keys in the settings.
+async fn adopt(bench: &mut Bench, keys: &[(&str, &str)]) -> Result<(), StoreError> {
+    bench.source.explicit_keys = explicit(keys);
+    bench.reopen().await;
+    bench.store().adopt_keys(bench.now()).await
+}
+
+async fn key_of(bench: &Bench, cohort: &str) -> String {
+    bench.cohort(cohort).await.trait_key.to_string()
+}
+
+fn callees(calls: &[Claim]) -> Vec<&str> {
+    calls.iter().map(|call| &*call.identifier).collect()
+}
+
+#[tokio::test]
+async fn a_new_cohort_gets_the_key_that_the_settings_give() {
+    let mut bench = bench_of(&[("c", "vip")]);
+    bench.store().adopt_keys(bench.now()).await.unwrap();
+    bench.full("c", "s", &["ann"]).await;
+    assert_eq!(key_of(&bench, "c").await, "vip");
+    bench.deliver().await;
+    assert_eq!(bench.holding("vip", true), set(&["ann"]));
+}
+
+#[tokio::test]
+async fn a_made_up_key_is_never_one_of_the_settings_nor_the_canarys() {
+    let bench = Bench::with(|source, _| {
+        source.trait_key = TraitKeyTemplate::parse("cohort_bridge_{name}").unwrap();
+        source.explicit_keys = explicit(&[("later", "cohort_bridge_vip")]);
+    });
+    bench.full("vip", "s", &["ann"]).await;
+    assert_eq!(key_of(&bench, "vip").await, "cohort_bridge_vip_vip");
+    bench.full("later", "s", &["ann"]).await;
+    assert_eq!(key_of(&bench, "later").await, "cohort_bridge_vip");
+    bench.full("canary", "s", &["ann"]).await;
+    assert_ne!(key_of(&bench, "canary").await, CANARY);
+}
+
+#[tokio::test]
+async fn another_key_takes_the_old_ones_place_in_one_call_a_person() {
+    let mut bench = Bench::new();
+    bench.full("c", "s1", &["ann", "bob", "old"]).await;
+    bench.full("c", "s2", &["ann", "bob"]).await;
+    bench.deliver().await;
+    adopt(&mut bench, &[("c", "vip")]).await.unwrap();
+    assert_eq!(key_of(&bench, "c").await, "vip");
+    let calls = bench.deliver().await;
+    let both = [
+        ("mixpanel_cohort_c".to_owned(), Target::False),
+        ("vip".to_owned(), Target::True),
+    ];
+    for person in ["ann", "bob"] {
+        let calls: Vec<_> = calls
+            .iter()
+            .filter(|call| &*call.identifier == person)
+            .collect();
+        assert_eq!(calls.len(), 1, "{person}");
+        assert_eq!(changes(calls[0]), both.clone().into(), "{person}");
+    }
+    assert_eq!(bench.holding("vip", true), set(&["ann", "bob"]));
+    assert_eq!(bench.holding("mixpanel_cohort_c", true), set(&[]));
+
+    // The cohort goes on under the new key.
+    bench.full("c", "s3", &["ann"]).await;
+    bench.deliver().await;
+    assert_eq!(bench.holding("vip", true), set(&["ann"]));
+    assert_eq!(bench.holding("mixpanel_cohort_c", true), set(&[]));
+}
+
+#[tokio::test]
+async fn where_leavers_lose_the_trait_so_do_those_of_the_old_key() {
+    let mut bench = Bench::with(|_, destination| destination.on_leave = OnLeave::Delete);
+    bench.full("c", "s", &["ann"]).await;
+    bench.deliver().await;
+    adopt(&mut bench, &[("c", "vip")]).await.unwrap();
+    bench.deliver().await;
+    assert_eq!(bench.holding("vip", true), set(&["ann"]));
+    assert!(bench.flagsmith["mixpanel_cohort_c"].is_empty());
+}
+
+#[tokio::test]
+async fn a_key_that_changes_before_all_is_delivered_leaves_nobody_behind() {
+    let mut bench = Bench::new();
+    bench.full("c", "s", &["ann", "bob"]).await;
+    let claimed = bench.exchange(Vec::new()).await.claims;
+    // Both calls land, and nobody hears of it.
+    claimed.iter().for_each(|claim| bench.hear(claim));
+    adopt(&mut bench, &[("c", "vip")]).await.unwrap();
+    bench.deliver().await;
+    assert_eq!(bench.holding("vip", true), set(&["ann", "bob"]));
+    assert_eq!(bench.holding("mixpanel_cohort_c", true), set(&[]));
+}
+
+#[tokio::test]
+async fn two_cohorts_swap_keys_and_who_is_in_both_is_not_called() {
+    let mut bench = bench_of(&[("c", "one"), ("d", "two")]);
+    bench.full("c", "s", &["ann", "both"]).await;
+    bench.full("d", "s", &["bob", "both"]).await;
+    bench.deliver().await;
+    adopt(&mut bench, &[("c", "two"), ("d", "one")])
+        .await
+        .unwrap();
+    assert_eq!(key_of(&bench, "c").await, "two");
+    assert_eq!(key_of(&bench, "d").await, "one");
+    let calls = bench.deliver().await;
+    assert_eq!(callees(&calls), ["ann", "bob"]);
+    assert_eq!(bench.holding("one", true), set(&["bob", "both"]));
+    assert_eq!(bench.holding("two", true), set(&["ann", "both"]));
+}
+
+#[tokio::test]
+async fn a_move_that_is_killed_again_and_again_ends_right() {
+    let mut bench = Bench::new();
+    let everybody = pages::people("usr", 5_000);
+    let everybody: Vec<_> = everybody.iter().map(String::as_str).collect();
+    bench.full("c", "s", &everybody).await;
+    bench.deliver().await;
+    bench.source.explicit_keys = explicit(&[("c", "vip")]);
+    for kill in 1..=5 {
+        bench.reopen().await;
+        // Polled once: one piece is ordered, and nobody waits for it.
+        let now = bench.now();
+        let piece = tokio::time::timeout(Duration::ZERO, bench.store().adopt_keys(now));
+        assert!(piece.await.is_err(), "more is to be done");
+        bench.store().ready().await.unwrap();
+        let key = key_of(&bench, "c").await;
+        assert_eq!(key, "mixpanel_cohort_c", "after kill {kill}");
+    }
+    adopt(&mut bench, &[("c", "vip")]).await.unwrap();
+    adopt(&mut bench, &[("c", "vip")]).await.unwrap();
+    assert_eq!(key_of(&bench, "c").await, "vip");
+    assert_eq!(bench.deliver().await.len(), 5_000);
+    assert_eq!(bench.holding("vip", true).len(), 5_000);
+    assert_eq!(bench.holding("mixpanel_cohort_c", true), set(&[]));
+}
+
+#[tokio::test]
+async fn a_key_that_another_cohort_keeps_is_refused_with_both_names() {
+    let mut bench = Bench::new();
+    bench.full("holder", "s", &["ann"]).await;
+    bench.full("wants", "s", &["bob"]).await;
+    bench.deliver().await;
+    let refused = adopt(&mut bench, &[("wants", "mixpanel_cohort_holder")]).await;
+    let Err(StoreError::KeyTaken {
+        key,
+        cohort,
+        holder,
+    }) = refused
+    else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(key, "mixpanel_cohort_holder");
+    assert!(cohort.contains("wants"), "{cohort}");
+    assert!(holder.contains("holder"), "{holder}");
+    assert_eq!(key_of(&bench, "holder").await, "mixpanel_cohort_holder");
+    assert_eq!(key_of(&bench, "wants").await, "mixpanel_cohort_wants");
+    assert_eq!(bench.deliver().await, []);
+}
+
+#[tokio::test]
+async fn an_entry_that_is_taken_out_leaves_the_key() {
+    let mut bench = bench_of(&[("c", "vip")]);
+    bench.full("c", "s", &["ann"]).await;
+    bench.deliver().await;
+    adopt(&mut bench, &[]).await.unwrap();
+    assert_eq!(key_of(&bench, "c").await, "vip");
+    assert_eq!(bench.deliver().await, []);
+}
+
+#[tokio::test]
+async fn a_retired_cohorts_key_stays_reserved() {
+    let mut bench = Bench::new();
+    bench.full("c", "s", &["ann"]).await;
+    bench.deliver().await;
+    bench.retire("c").await;
+    bench.fold().await;
+    bench.deliver().await;
+    bench.fold().await;
+    let mut other = page(Action::Members, "d", "s", (1, 1), &["ann"]);
+    other.cohort_name = Some("c".into());
+    bench.take(other).await;
+    assert_eq!(key_of(&bench, "d").await, "mixpanel_cohort_c_d");
+    let refused = adopt(&mut bench, &[("d", "mixpanel_cohort_c")]).await;
+    assert!(
+        matches!(refused, Err(StoreError::KeyTaken { .. })),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_rename_in_mixpanel_shows_both_names_and_keeps_the_key() {
+    let bench = Bench::new();
+    bench.full("c", "s", &["ann"]).await;
+    assert_eq!(bench.cohort("c").await.former_name, None);
+    let mut renamed = page(Action::AddMembers, "c", "a", (1, 1), &["bob"]);
+    renamed.cohort_name = Some("Gold".into());
+    bench.take(renamed).await;
+    let cohort = bench.cohort("c").await;
+    assert_eq!(cohort.name, "Gold");
+    assert_eq!(cohort.former_name.as_deref(), Some("c"));
+    assert_eq!(&*cohort.trait_key, "mixpanel_cohort_c");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_another_settings_file_moves_the_trait() {
+    let folder = fast_temp_dir();
+    let stand_in = stand_in();
+    let file = folder.path().join("settings.toml");
+    let mut variables = serve_variables(&folder.path().join("ledger.db"), &stand_in.url());
+    variables.insert("COHORT_BRIDGE_CONFIG".into(), file.display().to_string());
+    let write = |key: &str| {
+        let text = format!("[[cohorts]]\nid = \"c\"\ntrait_key = \"{key}\"\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    write("vip");
+    let mut process = Process::serve(&variables).await;
+    let page = pages::page("members", "c", "s", (1, 1), &["ann"]);
+    let request = client()
+        .post(process.webhook_url())
+        .basic_auth(USER, Some(PASSWORD))
+        .body(page.to_string());
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    process.settled().await;
+    assert_eq!(stand_in.identity("ann").unwrap()["vip"], json!(true));
+    process.terminate();
+    assert_eq!(process.ended().await, Some(0));
+
+    write("gold");
+    let process = Process::serve(&variables).await;
+    process.settled().await;
+    let ann = stand_in.identity("ann").unwrap();
+    assert_eq!((&ann["gold"], &ann["vip"]), (&json!(true), &json!(false)));
+}

@@ -1,0 +1,194 @@
+//! A ledger of version 1 under the present program.
+
+use std::path::Path;
+
+use cohort_bridge::store::{DeadLetterFilter, Store};
+use rusqlite::{Connection, params};
+
+use crate::support::fast_temp_dir;
+use crate::support::ledger::{Ledger, START, member};
+
+const VERSION_1: &str = include_str!("../../src/store/migrations/sqlite/0001_ledger.sql");
+
+/// A page's people as version 1 wrote them.
+fn roster(identifiers: &[&str]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for identifier in identifiers {
+        let mut length = identifier.len();
+        while length >= 0x80 {
+            bytes.push((length & 0x7f) as u8 | 0x80);
+            length >>= 7;
+        }
+        bytes.push(length as u8);
+        bytes.extend_from_slice(identifier.as_bytes());
+    }
+    bytes
+}
+
+/// Whom a page of version 1 names, and where it stands.
+struct OldPage<'a> {
+    seq: i64,
+    cohort: &'a str,
+    action: &'a str,
+    session: &'a str,
+    at: (u32, u32),
+    people: &'a [&'a str],
+}
+
+fn insert_page(connection: &Connection, page: OldPage<'_>) {
+    use sha2::{Digest, Sha256};
+    let roster = roster(page.people);
+    connection
+        .execute(
+            "INSERT INTO inbox (seq, source, project_id, cohort_id, cohort_name, action, session_id, page, total_pages, received_at, fingerprint, roster)
+             VALUES (?1, 'default', '1', ?2, NULL, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![
+                page.seq,
+                page.cohort,
+                page.action,
+                page.session,
+                page.at.0,
+                page.at.1,
+                START,
+                &Sha256::digest(&roster)[..16],
+                roster
+            ],
+        )
+        .unwrap();
+}
+
+/// Cohort 7: ann and bob are members, cyd left; bob's trait is not delivered yet, dan's never will
+/// be. Of a full sync one page of two is there. Cohort 8: a full sync is whole and not applied.
+fn write_version_1(path: &Path, long: &str) {
+    let connection = Connection::open(path).unwrap();
+    connection.execute_batch(VERSION_1).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    connection
+        .execute_batch(&format!(
+            "INSERT INTO meta VALUES ('taken_through', 3);
+             INSERT INTO destination VALUES (1, 'default');
+             INSERT INTO cohort VALUES (1, 'default', '1', '7', 'seven', 'old_key', {START}, 3, 1);
+             INSERT INTO cohort VALUES (2, 'default', '1', '8', 'eight', 'other_key', {START}, 1, 0);
+             INSERT INTO member VALUES (1, 'ann', 1), (1, 'bob', 1), (1, 'cyd', 0), (1, 'dan', 1), (2, 'old', 1);
+             INSERT INTO pending (destination, identifier, cohort, member, told, since) VALUES (1, 'bob', 1, 1, NULL, {START});
+             INSERT INTO backlog VALUES (1, 1, 1, {START} / 1000, 1);
+             INSERT INTO dead_letter (destination, identifier, cohort, member, since, error) VALUES (1, 'dan', 1, 1, {START}, '400');
+             INSERT INTO session VALUES (1, 1, 'members', 'first', 3, 0, 1, {START} - 9, {START}, NULL);
+             INSERT INTO session VALUES (2, 1, 'members', 'open', 0, 0, 2, {START}, NULL, NULL);
+             INSERT INTO session VALUES (3, 2, 'members', 'whole', 1, 0, 1, {START}, {START}, NULL);
+             INSERT INTO session VALUES (4, 2, 'add_members', 'half', 0, 1, 2, {START}, NULL, NULL);"
+        ))
+        .unwrap();
+    for (seq, cohort, action, session, at, people) in [
+        (1, "7", "members", "open", (1, 2), &["ann", long][..]),
+        (2, "8", "members", "whole", (1, 1), &["eve"]),
+        (3, "8", "add_members", "half", (1, 2), &["fay"]),
+        (4, "7", "members", "open", (2, 2), &["bob"]),
+    ] {
+        insert_page(
+            &connection,
+            OldPage {
+                seq,
+                cohort,
+                action,
+                session,
+                at,
+                people,
+            },
+        );
+    }
+    connection
+        .execute_batch(
+            "INSERT INTO session_page SELECT 2, 1, fingerprint, seq FROM inbox WHERE seq = 1;
+             INSERT INTO session_page SELECT 3, 1, fingerprint, seq FROM inbox WHERE seq = 2;
+             INSERT INTO session_page SELECT 4, 1, fingerprint, seq FROM inbox WHERE seq = 3;",
+        )
+        .unwrap();
+}
+
+fn upgraded(long: &str) -> Ledger {
+    let folder = fast_temp_dir();
+    write_version_1(&folder.path().join("ledger.db"), long);
+    Ledger::over(folder, Default::default(), None)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_known_is_kept() {
+    let ledger = upgraded("long");
+    let cohorts = ledger.store().cohorts().await.unwrap();
+    let seven = &cohorts[0];
+    assert_eq!((seven.members, seven.left), (3, 1));
+    assert_eq!(&*seven.trait_key, "old_key");
+    assert_eq!(seven.needs_full_sync, None);
+    assert_eq!(seven.session.as_ref().unwrap().id, "open");
+    let delivery = &seven.destinations[0];
+    assert_eq!((delivery.pending, delivery.dead), (1, 1));
+    assert!(!delivery.ready, "bob is still to be delivered");
+    assert_eq!(ledger.trait_of("ann").await, Some(true));
+    assert_eq!(ledger.trait_of("bob").await, None);
+    assert_eq!(ledger.trait_of("cyd").await, Some(false));
+    let letters = ledger.store().dead_letters(10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(
+        (&*letters[0].identifier, &*letters[0].trait_key),
+        ("dan", "old_key")
+    );
+    let all = DeadLetterFilter::default();
+    assert_eq!(
+        ledger.store().retry_dead_letters(all, START).await.unwrap(),
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_pages_take_effect() {
+    // More than 127 bytes: its number took two.
+    let long = "long".repeat(40);
+    let ledger = upgraded(&long);
+    ledger.settle().await;
+    assert_eq!(
+        ledger
+            .with_trait(&["ann", "bob", "cyd", "dan", "eve", "fay", "old", &long])
+            .await,
+        format!("ann bob eve {long}")
+    );
+    assert_eq!(ledger.trait_of("old").await, Some(false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_the_upgrade_interrupts_goes_on() {
+    let ledger = upgraded("long");
+    ledger.settle().await;
+    let half = |number, people: &'static str| {
+        let ledger = &ledger;
+        async move {
+            let page = serde_json::json!({
+                "action": "add_members",
+                "parameters": {
+                    "mixpanel_project_id": "1", "mixpanel_cohort_id": "8",
+                    "mixpanel_cohort_name": "eight", "mixpanel_session_id": "half",
+                    "page_info": {"total_pages": 2, "page_count": number},
+                    "members": [member(people)],
+                }
+            });
+            let rules = Default::default();
+            let body = page.to_string();
+            let page = cohort_bridge::mixpanel::parse(body.as_bytes(), &rules)
+                .unwrap()
+                .page;
+            ledger
+                .store()
+                .append(&"default".into(), page, START + 1_000)
+                .await
+                .unwrap();
+            ledger.settle().await;
+        }
+    };
+    // Page 1 again, as it was: it is known by its fingerprint.
+    half(1, "fay").await;
+    half(2, "gil").await;
+    assert_eq!(
+        ledger.with_trait(&["eve", "fay", "gil"]).await,
+        "eve fay gil"
+    );
+}
