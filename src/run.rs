@@ -22,7 +22,8 @@
 //!    unless both name the same person, which differences of accepted runs never do.
 //! 4. The accepted run is *undone*, exactly that one, where what comes after it contradicts it:
 //!    members that it added are added again, or that it removed are removed again. Its last reply
-//!    was lost. What says the opposite (members that it added are removed) confirms it instead.
+//!    was lost. What says the opposite (members that it added are removed) confirms it instead, and
+//!    with it every run before it.
 //! 5. Sessions that never became whole are witnesses in 3 and 4, and so is a page that we refused:
 //!    a run with a page whose last answer was ours and no 200 was not accepted.
 //! 6. A whole full sync is the base, whatever was before. A difference whose run began after the
