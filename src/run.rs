@@ -39,7 +39,8 @@
 //! between ([`PAUSE`]: within a run the longest wait is Mixpanel's 60 s of retries, between runs it
 //! is half an hour). A source that was seen to share ids between halves is held to it. Under the
 //! ids of the run before, other content after such a silence is a run that began again: what was
-//! not heard again since then is no part of it.
+//! not heard again since then is no part of it; and what was heard again, all of it and as it was, is
+//! part of the run under way, where it belongs to no accepted run.
 //!
 //! | what comes | what becomes of it |
 //! |---|---|
@@ -53,6 +54,7 @@
 //! | accepted, then we refuse a retry of its page | undone, unless the page comes once more |
 //! | the same id, other content, 30 minutes later | the run began again: the old one is undone |
 //! | the same id, the same content | nothing: a repeat |
+//! | half of a run fails, the other half comes again as it was beside a new partner | accepted with that |
 //! | full sync begins, difference, full sync whole | the full sync, and the difference on top |
 //! | difference begins, full sync, rest of the difference | the full sync |
 //!

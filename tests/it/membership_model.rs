@@ -61,6 +61,8 @@ struct Layer {
     named: People,
     /// Of those, whom no page that stands alone named later.
     people: People,
+    /// Of those, of whom a full sync beneath says the same.
+    agreed: People,
     is_refuted: bool,
 }
 
@@ -213,7 +215,6 @@ impl Cohort {
         let is_stale = session.began_at < resumed_at;
         if is_repeat && (is_layer || is_stale) {
             session.pages.insert(number, (people.clone(), now));
-            self.rejoin();
             self.accept_pair();
             return;
         }
@@ -363,6 +364,10 @@ impl Cohort {
         self.known.extend(&people);
         self.base = people;
         self.layers.retain(|layer| layer.run > run);
+        for layer in &mut self.layers {
+            let says_the_same = |person: &&u8| self.base.contains(person) == layer.adds;
+            layer.agreed = layer.people.iter().filter(says_the_same).copied().collect();
+        }
         for session in &mut self.sessions {
             if session.action != Action::Members && session.run < run {
                 session.state = State::Ended;
@@ -444,36 +449,46 @@ impl Cohort {
             self.run_began_at = now;
             self.began_again = Some(first);
             self.is_doubted |= self.accepted_run.is_some_and(|accepted| accepted >= first);
-            self.rejoin();
+            self.accept_pair();
         }
         self.run
     }
 
+    /// Halves of earlier runs of which everything was heard again belong to the run under way.
     fn rejoin(&mut self) {
-        let Some(first) = self.began_again else {
-            return;
-        };
-        for (at, session) in self.sessions.iter_mut().enumerate() {
-            let heard_again = session
-                .pages
-                .iter()
-                .filter(|(page, _)| **page <= session.total)
-                .all(|(_, (_, heard_at))| *heard_at >= self.resumed_at);
-            if session.state == State::Applied
+        let heard_again = |session: &Session| {
+            let mut pages = session.pages.range(..=session.total);
+            session.state == State::Applied
                 && session.action != Action::Members
                 && !session.is_closed
-                && (first..self.run).contains(&session.run)
-                && heard_again
-            {
-                session.run = self.run;
-                for layer in &mut self.layers {
-                    if layer.session == at {
-                        layer.run = self.run;
-                    }
+                && pages.all(|(_, (_, heard_at))| *heard_at >= self.resumed_at)
+        };
+        let of_run = |session: &&Session| session.run == self.run;
+        let is_heard = self.run_began_at >= self.resumed_at
+            || self.sessions.iter().filter(of_run).any(heard_again);
+        let taken: Vec<Action> = self
+            .sessions
+            .iter()
+            .filter(of_run)
+            .map(|session| session.action)
+            .collect();
+        let rejoins = |session: &Session| {
+            heard_again(session)
+                && session.run < self.run
+                && (self.accepted_run != Some(session.run) || self.repeats(session.run))
+                && !taken.contains(&session.action)
+        };
+        let joining: Vec<usize> = (0..self.sessions.len())
+            .filter(|at| is_heard && rejoins(&self.sessions[*at]))
+            .collect();
+        for at in joining {
+            self.sessions[at].run = self.run;
+            for layer in &mut self.layers {
+                if layer.session == at {
+                    layer.run = self.run;
                 }
             }
         }
-        self.accept_pair();
     }
 
     fn is_refused(&self, run: i64) -> bool {
@@ -565,6 +580,7 @@ impl Cohort {
         }
 
         let mut over = false;
+        self.believe_what_lies_beneath();
         let layers = std::mem::take(&mut self.layers);
         for (index, layer) in layers.into_iter().enumerate() {
             if dropped.contains(&index) || settling.contains(&index) {
@@ -603,9 +619,24 @@ impl Cohort {
             adds,
             named: people.clone(),
             people,
+            agreed: People::new(),
             is_refuted: false,
         });
         self.accept_pair();
+    }
+
+    /// A difference says what Mixpanel's snapshot was: who is added was not in it. Unless a full sync
+    /// came beneath.
+    fn believe_what_lies_beneath(&mut self) {
+        for layer in self.layers.iter().rev() {
+            for person in &layer.people {
+                if layer.adds == layer.agreed.contains(person) {
+                    self.base.insert(*person);
+                } else {
+                    self.base.remove(person);
+                }
+            }
+        }
     }
 
     /// A layer becomes part of the base: whatever lies on top still does.
@@ -620,6 +651,7 @@ impl Cohort {
     }
 
     fn accept_pair(&mut self) {
+        self.rejoin();
         let halves = self
             .layers
             .iter()

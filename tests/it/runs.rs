@@ -253,3 +253,54 @@ async fn a_page_that_stands_alone_is_believed_at_once_and_is_no_run() {
     assert_members(&mut bench, &["ann", "bob", "new", "sue"]).await;
     assert_eq!(counts(&bench).await, (0, 0, 0));
 }
+
+#[tokio::test]
+async fn a_difference_that_finds_people_as_it_says_tells_what_lies_beneath_it() {
+    let mut bench = base().await;
+    // Accepted for want of better knowledge: no half was ever empty.
+    half(&bench, Remove, "r1", &["bob"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Remove, "r2", &["old"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    // To Mixpanel, bob is in the cohort still: else they could not leave it.
+    half(&bench, Remove, "r3", &["bob", "old"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Remove, "r4", &["old"]).await;
+    assert_members(&mut bench, &["ann", "bob"]).await;
+}
+
+#[tokio::test]
+async fn what_a_full_sync_beneath_a_difference_says_is_known_better() {
+    let mut bench = accepted().await;
+    bench.clock.advance(HALF_AN_HOUR);
+    bench
+        .take(page(Members, "c", "full", (1, 2), &["ann"]))
+        .await;
+    half(&bench, Add, "a2", &["sue"]).await;
+    bench
+        .take(page(Members, "c", "full", (2, 2), &["sue"]))
+        .await;
+    half(&bench, Remove, "r0", NOBODY).await;
+    refuse(&bench, Remove, "r0", NOBODY);
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a3", &["tom"]).await;
+    assert_members(&mut bench, &["ann", "sue", "tom"]).await;
+}
+
+#[tokio::test]
+async fn a_half_that_is_heard_again_belongs_to_the_run_of_its_new_partner() {
+    let mut bench = accepted().await;
+    bench.clock.advance(HALF_AN_HOUR);
+    refuse(&bench, Remove, "r2", &["bob"]);
+    half(&bench, Add, "a2", &["sue"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    // The run starts again from the top, under its old ids; of its remove half nothing was known.
+    half(&bench, Remove, "r3", &["bob"]).await;
+    half(&bench, Add, "a2", &["sue"]).await;
+    assert_eq!(counts(&bench).await, (2, 0, 0));
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a4", &["tom"]).await;
+    half(&bench, Remove, "r4", &["ann"]).await;
+    assert_members(&mut bench, &["new", "sue", "tom", "x"]).await;
+    assert_eq!(counts(&bench).await, (3, 0, 0));
+}

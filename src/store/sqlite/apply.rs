@@ -136,9 +136,7 @@ impl Ledger {
 
     fn write_marks(&self, chunk: &Chunk, changes: &Changes) -> Result<(), StoreError> {
         for mark in &changes.marks {
-            let session = mark
-                .layer
-                .map_or(chunk.session, |layer| chunk.layers[layer].session);
+            let session = chunk.layers[mark.layer].session;
             let identifier = changes.identifier(mark.identifier);
             let person = stored_person(&mark.person);
             match mark.mark {
@@ -423,11 +421,11 @@ pub(super) struct RowChange {
     now: Option<Standing>,
 }
 
-/// A changed mark of a layer, or of the session itself.
+/// A changed mark of a layer.
 pub(super) struct MarkChange {
     identifier: usize,
     person: Option<PersonHash>,
-    layer: Option<usize>,
+    layer: usize,
     mark: Option<Mark>,
 }
 

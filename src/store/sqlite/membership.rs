@@ -69,8 +69,8 @@ pub struct Person {
     pub roles: Roles,
     /// What the layers' marks were, by layer.
     pub marks: Vec<Option<Mark>>,
-    /// What they are now, where that differs: the layer (`None`: the session itself) and the mark.
-    pub new_marks: Vec<(Option<usize>, Option<Mark>)>,
+    /// What they are now, where that differs: the layer and the mark.
+    pub new_marks: Vec<(usize, Option<Mark>)>,
 }
 
 impl Person {
@@ -117,17 +117,14 @@ pub fn decide(person: &mut Person, effect: Effect, layers: &[ChunkLayer], holds_
         }
     }
     let is_member = person.was.is_some_and(Standing::is_member);
-    let outcome = settle(is_member, &mut named, word);
+    let is_member = settle(is_member, &mut named, word);
     for (index, layer) in indexes.into_iter().zip(&named) {
         let before = person.marks.get(index).copied().flatten();
         if !layer.is_dropped && layer.mark != before {
-            person.new_marks.push((Some(index), layer.mark));
+            person.new_marks.push((index, layer.mark));
         }
     }
-    if outcome.mark.is_some() {
-        person.new_marks.push((None, outcome.mark));
-    }
-    person.now = match (outcome.member, person.was) {
+    person.now = match (is_member, person.was) {
         (true, _) => Some(Standing::Member),
         // Nothing is known, and nobody says that they left: a layer that is taken back, say.
         (false, None) if person.roles & OWN_ROLE == 0 => None,

@@ -83,7 +83,7 @@ impl Ledger {
             .repeats(info.number, info.total, waiting.fingerprint);
         let is_stale = found.began_at < book.resumed_at;
         if is_repeat && (is_layer || is_stale) {
-            self.hear_again(&found, cohort, &book, info, waiting)?;
+            self.hear_again(&found, cohort, info, waiting)?;
             self.drop_page(waiting.seq)?;
             return Ok(false);
         }
@@ -202,7 +202,7 @@ impl Ledger {
             book.run = self.begin_run(cohort, Some(first), at)?;
             book.began_again = Some(first);
             book.run_began_at = at;
-            self.rejoin_all(cohort, book)?;
+            self.accept_if_pair(cohort)?;
         }
         Ok(book.run)
     }
@@ -277,35 +277,44 @@ impl Ledger {
         &mut self,
         found: &Found,
         cohort: CohortRef,
-        book: &Book,
         info: PageInfo,
         waiting: &Waiting,
     ) -> Result<(), StoreError> {
         self.touch(found.number, info.number, waiting.received_at)?;
-        self.rejoin_all(cohort, book)?;
         // A refusal may have been all that was in the way.
         self.accept_if_pair(cohort)
     }
 
-    /// Halves of the runs that began again, of which every page was heard again since: they are part
-    /// of the run under way.
-    fn rejoin_all(&mut self, cohort: CohortRef, book: &Book) -> Result<(), StoreError> {
-        let Some(again) = book.began_again else {
-            return Ok(());
-        };
+    /// Halves of earlier runs of which every page was heard again since the silence are part of the
+    /// run under way, where that was begun or all heard again since then: halves of the runs that
+    /// began again, and those that were never accepted.
+    fn rejoin_all(&mut self, cohort: CohortRef) -> Result<(), StoreError> {
+        let book = self.book(cohort)?;
         self.connection
             .prepare_cached(
-                "UPDATE session SET run = ?3, state = 2
-                 WHERE cohort = ?1 AND run >= ?2 AND run < ?3 AND state IN (2, 4) AND is_closed = 0
-                   AND NOT EXISTS (SELECT 1 FROM session_page AS page
-                                   WHERE page.session = session.id AND page.page <= session.total_pages AND page.heard_at < ?4)",
+                "WITH again AS (
+                     SELECT id, run, state FROM session
+                     WHERE cohort = ?1 AND action <> 'members' AND state IN (2, 4) AND is_closed = 0
+                       AND NOT EXISTS (SELECT 1 FROM session_page AS page
+                                       WHERE page.session = session.id AND page.page <= session.total_pages AND page.heard_at < ?3))
+                 UPDATE session SET run = ?2, state = 2
+                 WHERE id IN (SELECT id FROM again WHERE run < ?2 AND (state = 2 OR run >= ?4))
+                   AND (?5 >= ?3 OR EXISTS (SELECT 1 FROM again WHERE run = ?2))
+                   AND action NOT IN (SELECT action FROM session WHERE cohort = ?1 AND run = ?2)",
             )?
-            .execute(params![cohort.0, again, book.run, book.resumed_at])?;
-        self.accept_if_pair(cohort)
+            .execute(params![
+                cohort.0,
+                book.run,
+                book.resumed_at,
+                book.began_again,
+                book.run_began_at
+            ])?;
+        Ok(())
     }
 
     /// Accepts the run under way where both its halves took effect and no page of it was refused.
     pub(super) fn accept_if_pair(&mut self, cohort: CohortRef) -> Result<(), StoreError> {
+        self.rejoin_all(cohort)?;
         let halves: Vec<i64> = self
             .connection
             .prepare_cached(

@@ -259,15 +259,15 @@ impl Run {
         })
     }
 
-    /// Whether what arrived of this run names somebody whom the same half of the other named.
+    /// Whether what arrived of this run names somebody whom what arrived of the same half of the
+    /// other named.
     fn repeats(&self, other: &Run, counts: impl Fn(&HalfSent, &HalfSent) -> bool) -> bool {
         self.halves.iter().any(|half| {
-            let arrived = half.pages.iter().filter(|page| page.arrived_in_time);
-            let named: BTreeSet<_> = arrived.flat_map(|page| &page.people).copied().collect();
+            let named = half.named_in_time();
             other.halves.iter().any(|earlier| {
                 half.action != Action::Members
                     && half.action == earlier.action
-                    && !named.is_disjoint(&earlier.people)
+                    && !named.is_disjoint(&earlier.named_in_time())
                     && counts(half, earlier)
             })
         })
@@ -290,6 +290,14 @@ impl Run {
                     })
             })
         })
+    }
+}
+
+impl HalfSent {
+    /// Whom the pages named that arrived in time.
+    fn named_in_time(&self) -> BTreeSet<Person> {
+        let arrived = self.pages.iter().filter(|page| page.arrived_in_time);
+        arrived.flat_map(|page| &page.people).copied().collect()
     }
 }
 
