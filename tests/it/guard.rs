@@ -164,6 +164,38 @@ async fn a_half_is_held_above_the_limit_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_session_that_would_remove_them_is_named() {
+    let ledger = holding().await;
+    let (_, _, since) = ledger.held().await.unwrap();
+    ledger
+        .session("members", "again", &members("a b c new"))
+        .await;
+    assert_eq!(ledger.held().await, Some((3, "again".into(), since)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_on_half_a_session_is_one_on_all_of_it() {
+    for (decision, with, left) in [
+        (HoldDecision::Approve, "a c e new", 3),
+        (HoldDecision::Discard, "a b c d e f new", 0),
+    ] {
+        let ledger = guarded().await;
+        ledger
+            .page("members", "cut", (1, 1), &members("a c e new"))
+            .await;
+        let mut fold = ledger.new_fold().in_pieces_of(2);
+        while ledger.held().await.is_none() {
+            fold.step().await.unwrap();
+        }
+        drop(fold);
+        assert_eq!(ledger.decide(decision).await, Some(1), "{decision:?}");
+        assert_eq!(with_trait(&ledger).await, with, "{decision:?}");
+        assert_eq!(ledger.held().await, None, "{decision:?}");
+        assert_eq!(ledger.cohort().await.left, left, "{decision:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn kills_change_nothing_about_what_is_held() {
     let everybody: Vec<String> = (0..10_000)
         .map(|number| format!("usr_{number:05}"))

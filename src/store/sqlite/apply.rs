@@ -3,7 +3,7 @@
 
 use std::iter::Peekable;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::ledger::Ledger;
 use super::membership::{Change, Person, Standing, decide};
@@ -41,7 +41,7 @@ impl Ledger {
         let (changes, through) = work_out(&self.connection, chunk)?;
         self.write_marks(chunk, &changes)?;
         self.change_cohort(chunk.cohort, &changes, now)?;
-        if chunk.holds_removals && changes.traits.iter().any(|(_, change)| change.is_held()) {
+        if chunk.holds_removals {
             self.note_hold(chunk, now)?;
         }
         let done_through = through
@@ -157,18 +157,20 @@ impl Ledger {
         Ok(())
     }
 
+    /// Names the session as the last one that would remove whoever is held.
     fn note_hold(&self, chunk: &Chunk, now: Millis) -> Result<(), StoreError> {
-        let first = self
+        let noted = self
             .connection
             .prepare_cached(
                 "UPDATE cohort SET held_since = CASE WHEN held_session IS NULL THEN ?2 ELSE held_since END,
                         held_session = coalesce((SELECT session_id FROM session WHERE id = ?3), '')
-                 WHERE id = ?1 RETURNING held_since = ?2, source, cohort_id, held",
+                 WHERE id = ?1 AND held > 0 RETURNING held_since = ?2, source, cohort_id, held",
             )?
             .query_row(params![chunk.cohort.0, now, chunk.session.0], |row| {
                 Ok((row.get::<_, bool>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, i64>(3)?))
-            })?;
-        if let (true, source, cohort_id, held) = first {
+            })
+            .optional()?;
+        if let Some((true, source, cohort_id, held)) = noted {
             tracing::warn!(
                 source,
                 cohort_id,
@@ -479,12 +481,6 @@ impl Changes {
             .iter()
             .filter(|(_, change)| change.moves_trait())
             .map(|(index, change)| (self.identifier(*index), *change))
-    }
-}
-
-impl Change {
-    fn is_held(self) -> bool {
-        self.now == Some(Standing::Held) && self.was != self.now
     }
 }
 

@@ -90,9 +90,21 @@ impl Ledger {
 
     /// Carries out a piece of an order; whether there was one.
     pub fn carry_out(&mut self, limit: usize, now: Millis) -> Result<bool, StoreError> {
-        Ok(self.erase_some(now)?
-            || self.decide_some(limit, now)?
-            || self.retire_some(limit, now)?)
+        Ok(!self.is_session_under_way()?
+            && (self.erase_some(now)?
+                || self.decide_some(limit, now)?
+                || self.retire_some(limit, now)?))
+    }
+
+    /// Whether a session was applied in part, before a kill, say: what is decided on its removals
+    /// is meant for all of them.
+    fn is_session_under_way(&self) -> Result<bool, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT 1 FROM session WHERE state = 1 AND applied_through IS NOT NULL",
+            )?
+            .exists([])?)
     }
 
     fn erase_some(&mut self, now: Millis) -> Result<bool, StoreError> {
