@@ -168,6 +168,45 @@ async fn a_full_sync_under_new_rules_puts_everything_right() {
     assert_eq!(ledger.with_trait(&everybody).await, "u2");
 }
 
+/// Whoever is named by a held full sync under new rules, and then leaves, has nobody held beside
+/// them who keeps the trait.
+async fn leave_after_a_held_full_sync(
+    was: (IdentifierRules, [Value; 3]),
+    now: (IdentifierRules, Value),
+) {
+    let (rules, people) = was;
+    let mut ledger = Ledger::new(rules, Some("1"));
+    ledger.session("members", "base", &people).await;
+    let (rules, stays) = now;
+    ledger.identify_by(rules);
+    ledger
+        .session("members", "next", std::slice::from_ref(&stays))
+        .await;
+    assert_eq!(ledger.held().await.unwrap().0, 2);
+    assert_eq!(with_trait(&ledger).await, "u1 u2 u3");
+    ledger.run("one", &[], &[stays]).await;
+    assert_eq!(with_trait(&ledger).await, "u1 u2");
+    assert_eq!(ledger.held().await.unwrap().0, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_full_sync_knows_whom_other_rules_named() {
+    let by_distinct_id = IdentifierRules::default();
+    leave_after_a_held_full_sync(
+        (by_distinct_id.clone(), ["u1", "u2", "u3"].map(member)),
+        (by_user_id(), who("cyd", "u3")),
+    )
+    .await;
+    leave_after_a_held_full_sync(
+        (
+            by_user_id(),
+            [who("ann", "u1"), who("bob", "u2"), who("cyd", "u3")],
+        ),
+        (by_distinct_id, member("u3")),
+    )
+    .await;
+}
+
 /// Who is a member in Mixpanel, and the identifier last heard of each.
 #[derive(Clone, Default)]
 struct Model(BTreeMap<usize, (bool, Option<&'static str>)>);

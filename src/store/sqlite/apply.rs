@@ -303,7 +303,7 @@ impl Work<'_> {
                 current.clear();
                 current.push_str(item.identifier);
             }
-            self.name(item)?;
+            self.name_or_stand_in(item)?;
         }
         self.end_identifier(current)
     }
@@ -331,11 +331,16 @@ impl Work<'_> {
 
     /// Names somebody whom the ledger may know under another guise, from when the settings had
     /// another property identify: a row without a person is whoever comes first by that identifier,
-    /// and who leaves without a person is everybody who goes by it.
+    /// and so is, for a full sync without people, the first row with one; who leaves without a
+    /// person is everybody who goes by it.
     fn name_or_stand_in(&mut self, item: Item<'_>) -> Result<(), StoreError> {
         let is_known = self.people.iter().any(|known| known.person == item.person);
-        if !is_known && item.person.is_some() {
-            if let Some(stand_in) = self.people.iter_mut().find(|known| known.person.is_none()) {
+        if !is_known && (item.person.is_some() || self.chunk.effect == Effect::Replace) {
+            let stand_in = self
+                .people
+                .iter_mut()
+                .find(|known| known.roles == 0 && known.person.is_none() == item.person.is_some());
+            if let Some(stand_in) = stand_in {
                 stand_in.person = item.person;
             }
         } else if !is_known && self.chunk.effect.takes_away() {
