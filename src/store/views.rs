@@ -120,9 +120,9 @@ pub struct DeliveryView {
     pub name: DestinationName,
     /// Members whose trait is known to be `true` there.
     pub written: u64,
-    /// People whose trait is not yet as wanted.
+    /// Traits that are not yet as wanted, under a former key of the cohort too.
     pub pending: u64,
-    /// People whose trait cannot be written.
+    /// Traits that cannot be written, as above.
     pub dead: u64,
     /// When the oldest pending change was made.
     pub oldest_pending_at: Option<Millis>,

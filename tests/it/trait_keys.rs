@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use cohort_bridge::cohort::{Action, OnLeave, Target};
 use cohort_bridge::flagsmith::CANARY;
-use cohort_bridge::store::{Claim, Store, StoreError};
+use cohort_bridge::store::{Claim, CohortStanding, Outcome, Settlement, Store, StoreError};
 use cohort_bridge::trait_key::{ExplicitKey, TraitKeyTemplate};
 use serde_json::json;
 
-use crate::support::bench::{Bench, changes, page, set};
+use crate::support::bench::{Bench, changes, page, set, written};
 use crate::support::fast_temp_dir;
 use crate::support::pages;
 use crate::support::process::{Process, serve_variables};
@@ -102,6 +102,51 @@ async fn another_key_takes_the_old_ones_place_in_one_call_a_person() {
 }
 
 #[tokio::test]
+async fn what_is_left_to_do_for_a_former_key_is_its_cohorts() {
+    let mut bench = Bench::new();
+    bench.full("c", "s", &["ann", "bob"]).await;
+    bench.deliver().await;
+    adopt(&mut bench, &[("c", "vip")]).await.unwrap();
+    let counts = async |bench: &Bench| {
+        let delivery = bench.cohort("c").await.destinations.remove(0);
+        (delivery.pending, delivery.dead, delivery.written)
+    };
+    assert_eq!(counts(&bench).await, (4, 0, 0));
+    // The new key is taken, the old one never will be.
+    let claims = bench.exchange(Vec::new()).await.claims;
+    let (old, new): (Vec<_>, Vec<_>) = claims
+        .into_iter()
+        .flat_map(|claim| {
+            claim.traits.clone().into_iter().map(move |claimed| Claim {
+                traits: vec![claimed],
+                ..claim.clone()
+            })
+        })
+        .partition(|claim| &*claim.traits[0].trait_key == "mixpanel_cohort_c");
+    bench.exchange(new.into_iter().map(written).collect()).await;
+    assert_eq!(counts(&bench).await, (2, 0, 2));
+    let dead = old.into_iter().map(|claim| Settlement {
+        claim,
+        outcome: Outcome::Dead {
+            error: "400".into(),
+        },
+    });
+    bench.exchange(dead.collect()).await;
+    assert_eq!(counts(&bench).await, (0, 2, 2));
+    let letters = bench.store().dead_letters(10).await.unwrap();
+    assert_eq!(letters[0].cohort_id, "c");
+
+    // Whoever takes the key over has the rest of it.
+    adopt(&mut bench, &[("c", "vip"), ("d", "mixpanel_cohort_c")])
+        .await
+        .unwrap();
+    bench.full("d", "s", &["sue"]).await;
+    assert_eq!(counts(&bench).await, (0, 0, 2));
+    let delivery = bench.cohort("d").await.destinations.remove(0);
+    assert_eq!((delivery.pending, delivery.dead), (1, 2));
+}
+
+#[tokio::test]
 async fn where_leavers_lose_the_trait_so_do_those_of_the_old_key() {
     let mut bench = Bench::with(|_, destination| destination.on_leave = OnLeave::Delete);
     bench.full("c", "s", &["ann"]).await;
@@ -110,6 +155,22 @@ async fn where_leavers_lose_the_trait_so_do_those_of_the_old_key() {
     bench.deliver().await;
     assert_eq!(bench.holding("vip", true), set(&["ann"]));
     assert!(bench.flagsmith["mixpanel_cohort_c"].is_empty());
+}
+
+#[tokio::test]
+async fn a_cohort_is_not_retired_before_its_former_key_is_gone() {
+    let mut bench = Bench::with(|_, destination| destination.on_leave = OnLeave::Delete);
+    bench.full("c", "s", &["ann"]).await;
+    bench.deliver().await;
+    adopt(&mut bench, &[("c", "vip")]).await.unwrap();
+    bench.retire("c").await;
+    bench.fold().await;
+    let cohort = bench.cohort("c").await;
+    assert_eq!(cohort.destinations[0].pending, 1);
+    assert_eq!(cohort.standing, CohortStanding::Retiring);
+    bench.deliver().await;
+    bench.fold().await;
+    assert_eq!(bench.cohort("c").await.standing, CohortStanding::Retired);
 }
 
 #[tokio::test]
@@ -164,6 +225,34 @@ async fn a_move_that_is_killed_again_and_again_ends_right() {
     adopt(&mut bench, &[("c", "vip")]).await.unwrap();
     assert_eq!(key_of(&bench, "c").await, "vip");
     assert_eq!(bench.deliver().await.len(), 5_000);
+    assert_eq!(bench.holding("vip", true).len(), 5_000);
+    assert_eq!(bench.holding("mixpanel_cohort_c", true), set(&[]));
+}
+
+#[tokio::test]
+async fn a_destination_brought_up_before_and_after_half_a_move_ends_right() {
+    let mut bench = Bench::new();
+    let everybody = pages::people("usr", 5_000);
+    let everybody: Vec<_> = everybody.iter().map(String::as_str).collect();
+    bench.full("c", "s", &everybody).await;
+    bench.deliver().await;
+    bench.flagsmith.clear();
+    bench.destination.name = "other".into();
+    let other = bench.destination.name.clone();
+    bench.reopen().await;
+    let now = bench.now();
+    // Polled once, as in the test above.
+    let piece = tokio::time::timeout(Duration::ZERO, bench.store().bring_up(&other, now));
+    assert!(piece.await.is_err(), "more is to be done");
+    bench.source.explicit_keys = explicit(&[("c", "vip")]);
+    bench.reopen().await;
+    let piece = tokio::time::timeout(Duration::ZERO, bench.store().adopt_keys(now));
+    assert!(piece.await.is_err(), "more is to be done");
+    bench.reopen().await;
+    bench.store().adopt_keys(now).await.unwrap();
+    let brought_up = bench.store().bring_up(&other, now).await.unwrap();
+    assert_eq!(brought_up, 5_000);
+    bench.deliver().await;
     assert_eq!(bench.holding("vip", true).len(), 5_000);
     assert_eq!(bench.holding("mixpanel_cohort_c", true), set(&[]));
 }

@@ -269,9 +269,10 @@ impl Ledger {
              WHERE id IN (SELECT to_cohort FROM key_move WHERE to_cohort IS NOT NULL)",
             [now],
         )?;
+        // What nobody takes over stays with whose it was: its leavers are still to be delivered.
         self.connection.execute(
             "UPDATE trait SET cohort = (SELECT to_cohort FROM key_move WHERE key_move.trait = trait.id)
-             WHERE id IN (SELECT trait FROM key_move)",
+             WHERE id IN (SELECT trait FROM key_move WHERE to_cohort IS NOT NULL)",
             [],
         )?;
         Ok(self.connection.execute("DELETE FROM key_move", [])? > 0)

@@ -390,7 +390,8 @@ impl Ledger {
         let cohort = self
             .connection
             .prepare_cached(
-                "SELECT id FROM cohort WHERE standing = ?1 AND NOT EXISTS (SELECT 1 FROM destination d JOIN backlog b ON b.destination = d.id AND b.trait = cohort.trait AND b.rows > 0) LIMIT 1",
+                "SELECT id FROM cohort WHERE standing = ?1 AND NOT EXISTS (
+                     SELECT 1 FROM destination d JOIN trait t ON t.cohort = cohort.id JOIN backlog b ON b.destination = d.id AND b.trait = t.id AND b.rows > 0) LIMIT 1",
             )?
             .query_row([LEFT], |row| row.get(0).map(CohortRef))
             .optional()?;

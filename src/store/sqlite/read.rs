@@ -37,8 +37,10 @@ pub fn cohorts(
     let mut statement = connection.prepare_cached(
         "SELECT c.id, c.source, c.cohort_id, c.project_id, c.name, t.key, c.members, c.leavers, c.last_heard_at,
                 c.former_name, c.standing, c.identified_by, c.held, c.held_session, c.held_since,
-                c.runs_accepted, c.runs_dropped, c.runs_undone, c.trait, c.first_applied_at, c.kept
-         FROM cohort c JOIN trait t ON t.id = c.trait ORDER BY c.source, c.project_id, c.cohort_id",
+                c.runs_accepted, c.runs_dropped, c.runs_undone, own.traits, c.first_applied_at, c.kept
+         FROM cohort c JOIN trait t ON t.id = c.trait
+         JOIN (SELECT cohort, json_group_array(id) AS traits FROM trait GROUP BY cohort) own ON own.cohort = c.id
+         ORDER BY c.source, c.project_id, c.cohort_id",
     )?;
     let views = statement
         .query_map([], |row| {
@@ -89,7 +91,7 @@ pub fn cohorts(
             };
             let inside = Inside {
                 cohort: row.get(0)?,
-                number: row.get(18)?,
+                traits: row.get(18)?,
                 first_applied_at: row.get(19)?,
                 wanted: view.members + held + row.get::<_, u64>(20)?,
             };
@@ -112,7 +114,8 @@ pub fn cohorts(
 /// What a view of a cohort is made of and does not show.
 struct Inside {
     cohort: i64,
-    number: i64,
+    /// Its trait and those that were its own before, as a JSON array of numbers.
+    traits: String,
     first_applied_at: Option<Millis>,
     /// People whose trait should be `true`.
     wanted: u64,
@@ -155,17 +158,18 @@ fn last_session(connection: &Connection, cohort: i64) -> Result<Option<SessionVi
 
 fn deliveries(connection: &Connection, inside: &Inside) -> Result<Vec<DeliveryView>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT name,
-                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND trait = ?1),
-                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND trait = ?1 AND wanted = 1),
-                (SELECT min(since_seconds) * 1000 FROM backlog WHERE destination = d.id AND trait = ?1),
-                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait = ?1),
-                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait = ?1 AND wanted = 1),
+        "WITH own AS (SELECT value FROM json_each(?1))
+         SELECT name,
+                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND trait IN own),
+                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND trait IN own AND wanted = 1),
+                (SELECT min(since_seconds) * 1000 FROM backlog WHERE destination = d.id AND trait IN own),
+                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait IN own),
+                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait IN own AND wanted = 1),
                 coalesce((SELECT value FROM meta WHERE key = 'brought_up:' || d.name), 0)
          FROM destination d ORDER BY id",
     )?;
     let views = statement
-        .query_map([inside.number], |row| {
+        .query_map([&inside.traits], |row| {
             let joining: u64 = row.get(2)?;
             let dead_members: u64 = row.get(5)?;
             let oldest_pending_at: Option<Millis> = row.get(3)?;

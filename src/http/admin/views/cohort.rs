@@ -275,9 +275,9 @@ pub struct DeliveryReply {
     pub name: String,
     /// Members whose trait is known to be `true` there.
     pub written: u64,
-    /// People whose trait is not yet as wanted.
+    /// Traits that are not yet as wanted, under a former key of the cohort too.
     pub pending: u64,
-    /// People whose trait cannot be written.
+    /// Traits that cannot be written, as above.
     pub dead: u64,
     /// Age of the oldest pending change; null where there is none.
     #[schema(required)]

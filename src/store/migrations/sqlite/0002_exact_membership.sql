@@ -3,7 +3,7 @@
 CREATE TABLE trait (
     id     INTEGER PRIMARY KEY,
     key    TEXT NOT NULL UNIQUE,
-    cohort INTEGER              -- whose it is; null: nobody's any more
+    cohort INTEGER              -- whose it is, or was last
 ) STRICT;
 INSERT INTO trait (id, key, cohort) SELECT id, trait_key, id FROM cohort;
 
