@@ -244,11 +244,7 @@ fn warn_of_few_files(settings: &Settings) {
 
 /// The ledger of the settings.
 pub(crate) fn open_store(settings: &Settings) -> anyhow::Result<Arc<dyn Store>> {
-    let sources = settings
-        .sources
-        .iter()
-        .map(|source| source_rules(source))
-        .collect();
+    let sources = all_source_rules(settings);
     let destinations = settings
         .destinations
         .iter()
@@ -265,6 +261,12 @@ pub(crate) fn open_store(settings: &Settings) -> anyhow::Result<Arc<dyn Store>> 
             Ok(Arc::new(store))
         }
     }
+}
+
+/// What the ledger needs to know of the sources of the settings.
+pub(crate) fn all_source_rules(settings: &Settings) -> Vec<SourceRules> {
+    let sources = settings.sources.iter();
+    sources.map(|source| source_rules(source)).collect()
 }
 
 fn source_rules(source: &Source) -> SourceRules {

@@ -1,12 +1,14 @@
 //! `cohort-bridge check`: is everything that `serve` needs there, and does a written trait stay?
 
 use std::io::Write;
+use std::path::Path;
 
+use crate::app::{all_source_rules, open_store};
 use crate::clock::Clock;
 use crate::config::{Database, Destination, Settings};
 use crate::flagsmith::{CANARY, Flagsmith, Storage};
-use crate::store::StoreError;
-use crate::store::sqlite::schema_version;
+use crate::store::sqlite::{SCHEMA_VERSION, key_changes, schema_version};
+use crate::store::{KeyChange, StoreError};
 
 /// One row of the table.
 struct Row {
@@ -38,7 +40,7 @@ pub async fn check(
         works: true,
         detail: warning.clone(),
     }));
-    rows.push(ledger(settings).await);
+    rows.extend(ledger(settings).await);
     for destination in &settings.destinations {
         rows.push(storage(destination, clock).await);
     }
@@ -50,40 +52,66 @@ pub async fn check(
     Ok(rows.iter().all(|row| row.works))
 }
 
-async fn ledger(settings: &Settings) -> Row {
+async fn ledger(settings: &Settings) -> Vec<Row> {
     let Database::Sqlite(path) = &settings.database;
-    let what = "ledger".to_owned();
-    let opened = crate::app::open_store(settings);
-    match opened {
+    let row = |works, detail| Row {
+        what: "ledger".into(),
+        works,
+        detail,
+    };
+    let error = match open_store(settings) {
         Ok(store) => {
-            let ready = store.ready().await;
-            store.close().await;
-            Row {
-                what,
-                works: ready.is_ok(),
-                detail: match ready {
-                    Ok(()) => format!("{}: opened, migrated and written to", path.display()),
-                    Err(error) => error.to_string(),
-                },
-            }
-        }
-        Err(error) => match (error.downcast_ref::<StoreError>(), schema_version(path)) {
-            // A service that runs beside the check is no fault.
-            (Some(StoreError::InUse { .. }), Ok(Some(version))) => Row {
-                what,
-                works: true,
-                detail: format!(
-                    "{}: in use by a running service, schema version {version}",
-                    path.display()
+            let ledger = match store.ready().await {
+                Ok(()) => row(
+                    true,
+                    format!("{}: opened, migrated and written to", path.display()),
                 ),
-            },
-            _ => Row {
-                what,
-                works: false,
-                detail: format!("{error:#}"),
-            },
-        },
+                Err(error) => row(false, error.to_string()),
+            };
+            let trait_keys = trait_keys(settings, path);
+            store.close().await;
+            return [ledger].into_iter().chain(trait_keys).collect();
+        }
+        Err(error) => error,
+    };
+    match (error.downcast_ref::<StoreError>(), schema_version(path)) {
+        // A service that runs beside the check is no fault.
+        (Some(StoreError::InUse { .. }), Ok(Some(version))) => {
+            let detail = format!(
+                "{}: in use by a running service, schema version {version}",
+                path.display()
+            );
+            let is_known = version == SCHEMA_VERSION;
+            let trait_keys = is_known.then(|| trait_keys(settings, path));
+            let rows = [row(true, detail)].into_iter();
+            rows.chain(trait_keys.into_iter().flatten()).collect()
+        }
+        _ => vec![row(false, format!("{error:#}"))],
     }
+}
+
+/// What the next start makes of the trait keys in the settings file. Read beside whoever has the
+/// ledger open; it is `serve` that changes them.
+fn trait_keys(settings: &Settings, path: &Path) -> Vec<Row> {
+    let row = |works, detail| Row {
+        what: "trait key".into(),
+        works,
+        detail,
+    };
+    match key_changes(path, &all_source_rules(settings)) {
+        Ok(changes) => changes
+            .iter()
+            .map(|change| row(true, at_next_start(change)))
+            .collect(),
+        Err(error) => vec![row(false, error.to_string())],
+    }
+}
+
+fn at_next_start(change: &KeyChange) -> String {
+    format!(
+        "cohort {} of source {} ({}): {:?} takes the place of {:?} at the next start",
+        change.cohort_id, change.source, change.name, change.key, change.former_key
+    )
 }
 
 async fn storage(destination: &Destination, clock: &dyn Clock) -> Row {

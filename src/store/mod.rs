@@ -27,8 +27,8 @@ mod views;
 
 pub use views::{
     CohortStanding, CohortView, DeadLetter, DeadLetterFilter, DeliveryState, DeliveryView,
-    FullSyncReason, HeldRemovals, HoldDecision, MembershipDelivery, MembershipView, RunCounts,
-    SessionView,
+    FullSyncReason, HeldRemovals, HoldDecision, KeyChange, MembershipDelivery, MembershipView,
+    RunCounts, SessionView,
 };
 
 /// How long a session may stay silent before it can no longer take effect: Mixpanel keeps the

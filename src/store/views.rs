@@ -67,6 +67,21 @@ pub enum FullSyncReason {
     },
 }
 
+/// A cohort that the settings give another trait key than it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyChange {
+    /// Its source.
+    pub source: SourceName,
+    /// Mixpanel's id.
+    pub cohort_id: String,
+    /// The name last heard.
+    pub name: String,
+    /// The key that it has.
+    pub former_key: String,
+    /// The key that it is to have.
+    pub key: String,
+}
+
 /// Removals that wait for a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldRemovals {

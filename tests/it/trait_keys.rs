@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::support::bench::{Bench, changes, page, set, written};
 use crate::support::fast_temp_dir;
 use crate::support::pages;
-use crate::support::process::{Process, serve_variables};
+use crate::support::process::{Process, run, serve_variables};
 use crate::support::service::{PASSWORD, USER, client, stand_in};
 
 fn give(cohort: &str, key: &str) -> ExplicitKey {
@@ -353,4 +353,52 @@ async fn a_start_with_another_settings_file_moves_the_trait() {
     process.settled().await;
     let ann = stand_in.identity("ann").unwrap();
     assert_eq!((&ann["gold"], &ann["vip"]), (&json!(true), &json!(false)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_what_a_start_with_another_settings_file_would_do() {
+    let folder = fast_temp_dir();
+    let stand_in = stand_in();
+    let file = folder.path().join("settings.toml");
+    let mut variables = serve_variables(&folder.path().join("ledger.db"), &stand_in.url());
+    let mut process = Process::serve(&variables).await;
+    for cohort in ["c", "d"] {
+        let page = pages::page("members", cohort, "s", (1, 1), &["ann"]);
+        let request = client()
+            .post(process.webhook_url())
+            .basic_auth(USER, Some(PASSWORD))
+            .body(page.to_string());
+        assert_eq!(request.send().await.unwrap().status(), 200);
+    }
+    process.settled().await;
+    variables.insert("COHORT_BRIDGE_CONFIG".into(), file.display().to_string());
+    let check = |key: &str| {
+        let text = format!("[[cohorts]]\nid = \"c\"\ntrait_key = \"{key}\"\n");
+        std::fs::write(&file, text).unwrap();
+        run(&["check"], &variables)
+    };
+    let stays = "mixpanel_cohort_c";
+    for is_running in [true, false] {
+        if !is_running {
+            process.terminate();
+            assert_eq!(process.ended().await, Some(0));
+        }
+        let plain = check(stays);
+        assert_eq!(plain.code, Some(0), "{plain:?}");
+        assert!(!plain.stdout.contains("trait key"), "{}", plain.stdout);
+        let moves = check("vip");
+        assert_eq!(moves.code, Some(0), "{moves:?}");
+        let row = "\"vip\" takes the place of \"mixpanel_cohort_c\" at the next start";
+        assert!(moves.stdout.contains(row), "{}", moves.stdout);
+        let taken = check("mixpanel_cohort_d");
+        assert_eq!(taken.code, Some(1), "{taken:?}");
+        let row = "cannot be given to cohort c of source default: cohort d of source default (d)";
+        assert!(taken.stdout.contains(row), "{}", taken.stdout);
+    }
+    // It was said only.
+    check(stays);
+    let process = Process::serve(&variables).await;
+    process.settled().await;
+    let keys = stand_in.identity("ann").unwrap();
+    assert!(!keys.contains_key("vip"), "{keys:?}");
 }

@@ -16,6 +16,9 @@ const MIGRATIONS: [&str; 2] = [
     include_str!("../migrations/sqlite/0002_exact_membership.sql"),
 ];
 
+/// The schema version of a ledger that this program has opened.
+pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
 /// The schema version of a ledger that may be in use; `None` where there is no file.
 pub fn schema_version(path: &Path) -> Result<Option<i64>, StoreError> {
     if !path.exists() {
@@ -40,9 +43,11 @@ fn user_version(connection: &Connection) -> Result<i64, StoreError> {
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let found = user_version(connection)?;
-    let known = MIGRATIONS.len() as i64;
-    if found > known {
-        return Err(StoreError::Newer { found, known });
+    if found > SCHEMA_VERSION {
+        return Err(StoreError::Newer {
+            found,
+            known: SCHEMA_VERSION,
+        });
     }
     for (number, migration) in (1_i64..).zip(MIGRATIONS) {
         if number > found {

@@ -5,16 +5,19 @@
 //! has both. A walk, a piece a transaction, each written down: a kill goes on where it was.
 //! Nothing else may be done to the ledger before it is over.
 
-use rusqlite::{OptionalExtension, params};
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::apply::people_behind;
 use super::cohorts::{CohortKey, explicit_key};
+use super::file::connect_reader;
 use super::ledger::{Ledger, settled};
 use super::membership::{Change, Standing};
 use super::pending::Tally;
 use crate::clock::Millis;
 use crate::cohort::{SourceName, Target, Told, Wanted};
-use crate::store::{CohortRef, StoreError, TraitRef};
+use crate::store::{CohortRef, KeyChange, SourceRules, StoreError, TraitRef};
 
 /// A cohort and its trait.
 struct Owner {
@@ -23,6 +26,12 @@ struct Owner {
     name: String,
     number: TraitRef,
     trait_key: String,
+}
+
+/// A cohort that the settings give another key than it has.
+struct Planned {
+    owner: Owner,
+    key: String,
 }
 
 /// A trait that changes hands.
@@ -50,69 +59,10 @@ impl Ledger {
         Ok(moved || planned)
     }
 
-    fn owners(&self) -> Result<Vec<Owner>, StoreError> {
-        Ok(self
-            .connection
-            .prepare_cached(
-                "SELECT c.id, c.source, c.project_id, c.cohort_id, c.name, c.trait, t.key FROM cohort c JOIN trait t ON t.id = c.trait",
-            )?
-            .query_map([], |row| {
-                Ok(Owner {
-                    cohort: CohortRef(row.get(0)?),
-                    key: CohortKey {
-                        source: SourceName::from(row.get::<_, String>(1)?.as_str()),
-                        project_id: row.get(2)?,
-                        cohort_id: row.get(3)?,
-                    },
-                    name: row.get(4)?,
-                    number: TraitRef(row.get(5)?),
-                    trait_key: row.get(6)?,
-                })
-            })?
-            .collect::<Result<_, _>>()?)
-    }
-
     /// Writes down which traits change hands; whether any do.
     fn plan_moves(&mut self) -> Result<bool, StoreError> {
-        let owners = self.owners()?;
-        let given = |owner: &Owner| -> Option<String> {
-            let rules = self.sources.get(&owner.key.source)?;
-            explicit_key(rules, &owner.key)
-                .filter(|key| **key != *owner.trait_key)
-                .map(String::from)
-        };
-        let movers: Vec<_> = owners
-            .iter()
-            .filter_map(|owner| Some((owner, given(owner)?)))
-            .collect();
-        let keeps = |key: &str| {
-            owners.iter().find(|owner| {
-                owner.trait_key == key
-                    && !movers.iter().any(|(mover, _)| mover.cohort == owner.cohort)
-            })
-        };
-        for rules in self.sources.values() {
-            for explicit in &rules.explicit_keys {
-                if let Some(holder) = keeps(&explicit.trait_key) {
-                    let is_theirs = holder.key.source == rules.name
-                        && explicit_key(rules, &holder.key) == Some(&explicit.trait_key);
-                    if !is_theirs {
-                        return Err(StoreError::KeyTaken {
-                            key: explicit.trait_key.clone(),
-                            cohort: format!(
-                                "cohort {} of source {}",
-                                explicit.cohort_id, rules.name
-                            ),
-                            holder: format!(
-                                "cohort {} of source {} ({})",
-                                holder.key.cohort_id, holder.key.source, holder.name
-                            ),
-                        });
-                    }
-                }
-            }
-        }
-        for (owner, key) in &movers {
+        let changes = changes(&self.connection, self.sources.values())?;
+        for Planned { owner, key } in &changes {
             let number = self.trait_named(key)?;
             self.plan(owner.number, None, Some(owner.cohort))?;
             tracing::info!(
@@ -122,7 +72,7 @@ impl Ledger {
             );
             self.plan(number, Some(owner.cohort), None)?;
         }
-        Ok(!movers.is_empty())
+        Ok(!changes.is_empty())
     }
 
     fn plan(
@@ -277,4 +227,90 @@ impl Ledger {
         )?;
         Ok(self.connection.execute("DELETE FROM key_move", [])? > 0)
     }
+}
+
+/// What the next start would change in the trait keys of a ledger that may be in use; changes
+/// nothing.
+///
+/// # Errors
+/// [`StoreError::KeyTaken`] where that start would fail.
+pub fn key_changes(path: &Path, sources: &[SourceRules]) -> Result<Vec<KeyChange>, StoreError> {
+    let connection = connect_reader(path)?;
+    let changes = changes(&connection, sources)?;
+    Ok(changes
+        .into_iter()
+        .map(|Planned { owner, key }| KeyChange {
+            source: owner.key.source,
+            cohort_id: owner.key.cohort_id,
+            name: owner.name,
+            former_key: owner.trait_key,
+            key,
+        })
+        .collect())
+}
+
+/// The cohorts that are to have other keys, where nobody else keeps those.
+fn changes<'a>(
+    connection: &Connection,
+    sources: impl IntoIterator<Item = &'a SourceRules>,
+) -> Result<Vec<Planned>, StoreError> {
+    let sources: Vec<_> = sources.into_iter().collect();
+    let given = |owner: &Owner| {
+        let rules = sources.iter().find(|rules| rules.name == owner.key.source);
+        explicit_key(rules?, &owner.key)
+    };
+    let mut keep = Vec::new();
+    let mut changes = Vec::new();
+    for owner in owners(connection)? {
+        match given(&owner).filter(|key| **key != *owner.trait_key) {
+            Some(key) => changes.push(Planned {
+                key: key.to_owned(),
+                owner,
+            }),
+            None => keep.push(owner),
+        }
+    }
+    for rules in &sources {
+        for explicit in &rules.explicit_keys {
+            let is_theirs = |owner: &Owner| {
+                owner.key.source == rules.name
+                    && explicit_key(rules, &owner.key) == Some(&explicit.trait_key)
+            };
+            let holder = keep
+                .iter()
+                .find(|owner| owner.trait_key == explicit.trait_key);
+            if let Some(holder) = holder.filter(|holder| !is_theirs(holder)) {
+                return Err(StoreError::KeyTaken {
+                    key: explicit.trait_key.clone(),
+                    cohort: format!("cohort {} of source {}", explicit.cohort_id, rules.name),
+                    holder: format!(
+                        "cohort {} of source {} ({})",
+                        holder.key.cohort_id, holder.key.source, holder.name
+                    ),
+                });
+            }
+        }
+    }
+    Ok(changes)
+}
+
+fn owners(connection: &Connection) -> Result<Vec<Owner>, StoreError> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT c.id, c.source, c.project_id, c.cohort_id, c.name, c.trait, t.key FROM cohort c JOIN trait t ON t.id = c.trait",
+        )?
+        .query_map([], |row| {
+            Ok(Owner {
+                cohort: CohortRef(row.get(0)?),
+                key: CohortKey {
+                    source: SourceName::from(row.get::<_, String>(1)?.as_str()),
+                    project_id: row.get(2)?,
+                    cohort_id: row.get(3)?,
+                },
+                name: row.get(4)?,
+                number: TraitRef(row.get(5)?),
+                trait_key: row.get(6)?,
+            })
+        })?
+        .collect::<Result<_, _>>()?)
 }

@@ -42,7 +42,8 @@ mod sweep;
 mod verdicts;
 mod writer;
 
-pub use file::schema_version;
+pub use file::{SCHEMA_VERSION, schema_version};
+pub use keys::key_changes;
 
 /// SQLite before 3.51.3 can corrupt a database in WAL mode (the 'WAL-reset' bug).
 const OLDEST_SQLITE: i32 = 3_051_003;
