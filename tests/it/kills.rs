@@ -17,6 +17,8 @@ use crate::support::{eventually, fast_temp_dir};
 
 const KILLS: u64 = 200;
 const COHORTS: [&str; 3] = ["one", "two", "three"];
+/// The one whose differences are pages that stand alone.
+const ALONE: &str = "three";
 const PEOPLE: usize = 60;
 
 /// What a cohort's sender knows to be true, once every page was answered with 200.
@@ -66,40 +68,56 @@ async fn send_on_and_on(shared: Shared, cohort: &'static str, mut dice: fastrand
         }
         let size = dice.usize(0..PEOPLE);
         let people: Vec<_> = dice.choose_multiple(&everybody, size);
+        model.named.extend(people.iter().copied().cloned());
         let session = format!("{cohort}-{session}");
-        let (action, alone) = match dice.u8(0..6) {
-            0..3 => ("members", false),
-            3 => ("add_members", false),
-            4 => ("remove_members", false),
-            _ => ("add_members", true),
-        };
-        if alone {
-            let page = page_without_info(action, cohort, &people);
+        if dice.bool() {
+            send_session(
+                &shared, &http, "members", cohort, &session, &people, &mut dice,
+            )
+            .await;
+            model.members = people.into_iter().cloned().collect();
+        } else if cohort == ALONE {
+            let page = page_without_info("add_members", cohort, &people);
             shared.send(&http, page.to_string()).await;
+            model.members.extend(people.into_iter().cloned());
         } else {
-            let total = dice.u32(1..5);
-            let mut numbers: Vec<_> = (1..=total).collect();
-            dice.shuffle(&mut numbers);
-            for number in numbers {
-                let on_page: Vec<_> = people
-                    .iter()
-                    .zip((1..=total).cycle())
-                    .filter(|(_, at)| *at == number)
-                    .map(|(person, _)| person)
-                    .collect();
-                let page = page(action, cohort, &session, (number, total), &on_page);
-                shared.send(&http, page.to_string()).await;
+            // A run, as Mixpanel sends it: who joins was not in, who leaves was.
+            let (left, joined): (Vec<_>, Vec<_>) = people
+                .into_iter()
+                .partition(|person| model.members.contains(*person));
+            for (action, people) in [("add_members", &joined), ("remove_members", &left)] {
+                send_session(&shared, &http, action, cohort, &session, people, &mut dice).await;
             }
+            model.members.extend(joined.into_iter().cloned());
+            model.members.retain(|person| !left.contains(&person));
         }
-        let people: BTreeSet<String> = people.into_iter().cloned().collect();
-        match action {
-            "members" => model.members = people.clone(),
-            "add_members" => model.members.extend(people.iter().cloned()),
-            _ => model.members.retain(|person| !people.contains(person)),
-        }
-        model.named.extend(people);
     }
     model
+}
+
+/// All pages of a session, in any order.
+async fn send_session(
+    shared: &Shared,
+    http: &reqwest::Client,
+    action: &str,
+    cohort: &str,
+    session: &str,
+    people: &[&String],
+    dice: &mut fastrand::Rng,
+) {
+    let total = dice.u32(1..5);
+    let mut numbers: Vec<_> = (1..=total).collect();
+    dice.shuffle(&mut numbers);
+    for number in numbers {
+        let on_page: Vec<_> = people
+            .iter()
+            .zip((1..=total).cycle())
+            .filter(|(_, at)| *at == number)
+            .map(|(person, _)| person)
+            .collect();
+        let page = page(action, cohort, session, (number, total), &on_page);
+        shared.send(http, page.to_string()).await;
+    }
 }
 
 /// Every call takes a random while, and a reply is lost now and then.
