@@ -499,13 +499,13 @@ impl Store for SqliteStore {
             .work(move |ledger| {
                 Ok((
                     ledger.destinations.len(),
-                    ledger.cohorts_named(&source, &cohort_id)?,
+                    ledger.meant(&source, &cohort_id)?,
                 ))
             })
             .await?;
-        if cohorts.is_empty() {
+        let Some(cohorts) = cohorts else {
             return Ok(None);
-        }
+        };
         let mut people = 0;
         for cohort in cohorts {
             for destination in 0..destinations {
