@@ -545,7 +545,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Option<u64>, StoreError>;
 
     /// Says that a page of a known sender was answered with our own trouble: evidence that Mixpanel
-    /// does not take the run for a success. Durable no sooner than the next [`Store::append`].
+    /// does not take the run for a success. Written down as soon as can be, and before whatever
+    /// page is appended next; a kill before that forgets it.
     fn note_refused(&self, source: &SourceName, page: &Page, now: Millis);
 
     /// Decides on the removals of a cohort that are held; how many there are, `None` where there

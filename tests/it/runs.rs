@@ -157,6 +157,18 @@ async fn a_run_whose_page_we_refused_in_the_end_is_undone() {
 }
 
 #[tokio::test]
+async fn a_page_that_we_refused_before_a_stop_stays_refused() {
+    let mut bench = accepted().await;
+    refuse(&bench, Add, "a1", &["new", "x"]);
+    bench.reopen().await;
+    assert_eq!(bench.store().waiting_pages().await.unwrap(), 0);
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["sue"]).await;
+    assert_members(&mut bench, &["ann", "bob", "old", "sue"]).await;
+    assert_eq!(counts(&bench).await, (1, 0, 1));
+}
+
+#[tokio::test]
 async fn a_refused_page_that_comes_once_more_counts() {
     let mut bench = accepted().await;
     refuse(&bench, Add, "a1", &["new", "x"]);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension};
@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension};
 use self::file::{connect_reader, hex, lock, make_private, migrate, secret};
 use self::inbox::InboxPage;
 use self::ledger::{Ledger, connect};
+use self::refusals::Refusals;
 use self::writer::{Urgency, Writer};
 use super::{
     Applied, Assembled, Chunk, Claims, CohortRef, CohortView, Counted, DeadLetter,
@@ -35,6 +36,7 @@ mod orders;
 mod pending;
 mod people;
 mod read;
+mod refusals;
 mod runs;
 mod sessions;
 mod settle;
@@ -51,10 +53,6 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 /// Idle read connections kept open.
 const IDLE_READERS: usize = 2;
 
-/// Refused pages remembered until a page can be written down again: beyond these, the sessions that
-/// never become whole say as much.
-const MOST_REFUSALS: usize = 10_000;
-
 /// People that one transaction of an operator's order is about: a few milliseconds.
 const PEOPLE_AT_ONCE: usize = 2_048;
 
@@ -65,7 +63,7 @@ pub struct SqliteStore {
     readers: Arc<Mutex<Vec<Connection>>>,
     on_leave: HashMap<String, OnLeave>,
     identified_by: Arc<read::IdentifiedBy>,
-    refused: Mutex<Vec<InboxPage>>,
+    refusals: Refusals,
     ledger_id: String,
     log_hash_key: [u8; 32],
     // Held for as long as the store lives.
@@ -111,7 +109,7 @@ impl SqliteStore {
             readers: Arc::default(),
             on_leave,
             identified_by: Arc::new(identified_by),
-            refused: Mutex::default(),
+            refusals: Refusals::default(),
             ledger_id,
             log_hash_key,
             _lock: lock,
@@ -139,10 +137,6 @@ impl SqliteStore {
             result
         });
         reading.await.unwrap_or(Err(StoreError::Closed))
-    }
-
-    fn refusals(&self) -> MutexGuard<'_, Vec<InboxPage>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn work<R, F>(&self, job: F) -> Result<R, StoreError>
@@ -199,35 +193,32 @@ impl SqliteStore {
 impl Store for SqliteStore {
     async fn append(&self, source: &SourceName, page: Page, now: Millis) -> Result<(), StoreError> {
         let page = InboxPage::new(source.clone(), page, now);
-        // Refusals came before it, and the page may be the very one that was refused.
-        let refused = std::mem::take(&mut *self.refusals());
-        let again = Arc::new(refused);
-        let notes = Arc::clone(&again);
-        let appended = self
-            .writer
+        let refusals = self.refusals.clone();
+        self.writer
             .write(
                 Urgency::Page,
                 move |ledger| {
-                    for note in notes.iter() {
-                        ledger.append(note)?;
-                    }
-                    ledger.append(&page)
+                    // They came before it, and the page may be the very one that was refused.
+                    let noted = refusals.write_down(ledger)?;
+                    ledger.append(&page)?;
+                    Ok(noted)
                 },
-                |_, ()| {},
+                |_, noted| noted.keep(),
             )
-            .await;
-        if appended.is_err() {
-            let notes = Arc::into_inner(again).unwrap_or_default();
-            self.refusals().splice(0..0, notes);
-        }
-        appended
+            .await
+            .map(drop)
     }
 
     fn note_refused(&self, source: &SourceName, page: &Page, now: Millis) {
-        let mut refused = self.refusals();
-        if refused.len() < MOST_REFUSALS {
-            refused.push(InboxPage::refused(source.clone(), page, now));
-        }
+        let refusal = InboxPage::refused(source.clone(), page, now);
+        self.refusals.remember(refusal);
+        let refusals = self.refusals.clone();
+        // Nobody waits for it: where it fails, the next page takes the refusal along.
+        drop(self.writer.order(
+            Urgency::Work,
+            move |ledger| refusals.write_down(ledger),
+            |_, noted| noted.keep(),
+        ));
     }
 
     async fn decide_held(

@@ -112,6 +112,24 @@ impl Writer {
         J: FnOnce(&mut Ledger) -> Result<R, StoreError> + Send + 'static,
         C: FnOnce(&mut Ledger, &R) + Send + 'static,
     {
+        self.order(urgency, job, confirmed)
+            .await
+            .unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// As [`Writer::write`], for whoever need not wait. The receiver learns nothing where the writer
+    /// is closed.
+    pub fn order<R, J, C>(
+        &self,
+        urgency: Urgency,
+        job: J,
+        confirmed: C,
+    ) -> oneshot::Receiver<Result<R, StoreError>>
+    where
+        R: Send + 'static,
+        J: FnOnce(&mut Ledger) -> Result<R, StoreError> + Send + 'static,
+        C: FnOnce(&mut Ledger, &R) + Send + 'static,
+    {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |ledger| {
             let result = match ledger {
@@ -133,7 +151,7 @@ impl Writer {
         {
             let mut waiting = self.queue.lock();
             if waiting.closed {
-                return Err(StoreError::Closed);
+                return answered;
             }
             match urgency {
                 Urgency::Page => waiting.pages.push_back(job),
@@ -141,7 +159,7 @@ impl Writer {
             }
         }
         self.queue.arrived.notify_one();
-        answered.await.unwrap_or(Err(StoreError::Closed))
+        answered
     }
 
     /// Finishes what waits and ends the thread.
