@@ -113,6 +113,54 @@ async fn a_full_sync_that_comes_while_everybody_leaves_wins() {
 }
 
 #[tokio::test]
+async fn a_cohort_that_comes_back_while_a_late_write_may_land_is_taken_in() {
+    let mut bench = delivered().await;
+    bench.retire("c").await;
+    bench.fold().await;
+    let claims = bench.exchange(Vec::new()).await.claims;
+    claims.iter().for_each(|claim| bench.hear(claim));
+    let outcome = Outcome::Written {
+        may_land_late: true,
+    };
+    let watched = claims.into_iter().map(|claim| Settlement {
+        claim,
+        outcome: outcome.clone(),
+    });
+    bench.exchange(watched.collect()).await;
+    bench.fold().await;
+    bench.full("c", "back", &["ann"]).await;
+    bench.deliver().await;
+    bench.clock.advance(HALF_AN_HOUR);
+    bench.deliver().await;
+    assert_eq!(bench.holding(KEY, true), set(&["ann"]));
+    assert_eq!(bench.holding(KEY, false), set(&["bob"]));
+    bench.fold().await;
+    bench.retire("c").await;
+    bench.fold().await;
+    bench.deliver().await;
+    bench.fold().await;
+    assert_eq!(standing(&bench).await, CohortStanding::Retired);
+    assert_eq!(bench.rows("member").await, 0);
+}
+
+#[tokio::test]
+async fn a_cohort_that_comes_back_when_half_of_it_is_forgotten_counts_right() {
+    let mut bench = Bench::new();
+    bench
+        .full("c", "base", &["ann", "bob", "cyd", "dan", "eve"])
+        .await;
+    bench.deliver().await;
+    bench.retire("c").await;
+    bench.fold().await;
+    bench.deliver().await;
+    bench.store().tidy(2, bench.now()).await.unwrap();
+    assert_eq!(standing(&bench).await, CohortStanding::Retiring);
+    bench.full("c", "back", &["ann", "eve"]).await;
+    let cohort = bench.cohort("c").await;
+    assert_eq!((cohort.members, cohort.left), (2, 2));
+}
+
+#[tokio::test]
 async fn nothing_names_a_forgotten_person_any_more() {
     let mut bench = Bench::new();
     let people = &["ann", "zelda-of-hyrule"];

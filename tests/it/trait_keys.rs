@@ -204,6 +204,30 @@ async fn two_cohorts_swap_keys_and_who_is_in_both_is_not_called() {
 }
 
 #[tokio::test]
+async fn who_joins_before_the_key_of_their_other_cohort_is_gone_gets_it() {
+    let mut bench = bench_of(&[("c", "one"), ("d", "two")]);
+    bench.full("c", "s", &["ann", "old"]).await;
+    bench.full("d", "s", &["bob"]).await;
+    bench.deliver().await;
+    adopt(&mut bench, &[("c", "two"), ("d", "one")])
+        .await
+        .unwrap();
+    bench.full("d", "t", &["ann", "bob"]).await;
+    bench.deliver().await;
+    assert_eq!(bench.holding("one", true), set(&["ann", "bob"]));
+    assert_eq!(bench.holding("two", true), set(&["ann", "old"]));
+
+    // So for a cohort that is first heard of after another one lost the key.
+    adopt(&mut bench, &[("c", "three"), ("e", "two")])
+        .await
+        .unwrap();
+    bench.full("e", "s", &["ann", "eve"]).await;
+    bench.deliver().await;
+    assert_eq!(bench.holding("two", true), set(&["ann", "eve"]));
+    assert_eq!(bench.holding("three", true), set(&["ann", "old"]));
+}
+
+#[tokio::test]
 async fn a_move_that_is_killed_again_and_again_ends_right() {
     let mut bench = Bench::new();
     let everybody = pages::people("usr", 5_000);

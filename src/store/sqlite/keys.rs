@@ -225,6 +225,10 @@ impl Ledger {
              WHERE id IN (SELECT trait FROM key_move WHERE to_cohort IS NOT NULL)",
             [],
         )?;
+        self.connection.execute(
+            "INSERT OR REPLACE INTO meta (key, value) SELECT 'strangers:' || trait, 1 FROM key_move WHERE from_cohort IS NOT NULL",
+            [],
+        )?;
         Ok(self.connection.execute("DELETE FROM key_move", [])? > 0)
     }
 }

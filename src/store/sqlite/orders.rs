@@ -337,6 +337,13 @@ impl Ledger {
                     "UPDATE cohort SET standing = ?2, walked_through = NULL WHERE id = ?1",
                 )?
                 .execute([cohort.0, LEFT])?;
+            // Once people are forgotten, what was written may still be watched, in case an older
+            // call lands after all.
+            self.connection
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO meta (key, value) SELECT 'strangers:' || trait, 1 FROM cohort WHERE id = ?1",
+                )?
+                .execute([cohort.0])?;
         }
         Ok(true)
     }
@@ -398,19 +405,13 @@ impl Ledger {
         let Some(cohort) = cohort else {
             return Ok(0);
         };
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let people = self
-            .connection
-            .prepare_cached(
-                "DELETE FROM member WHERE (cohort, identifier, person) IN (SELECT cohort, identifier, person FROM member WHERE cohort = ?1 LIMIT ?2)",
-            )?
-            .execute([cohort.0, limit])?;
+        let people = self.forget_people(cohort, limit)?;
         let holders = self
             .connection
             .prepare_cached(
                 "DELETE FROM holder WHERE (cohort, person) IN (SELECT cohort, person FROM holder WHERE cohort = ?1 LIMIT ?2)",
             )?
-            .execute([cohort.0, limit])?;
+            .execute(params![cohort.0, i64::try_from(limit).unwrap_or(i64::MAX)])?;
         if people + holders == 0 {
             self.connection
                 .prepare_cached("DELETE FROM set_aside WHERE cohort = ?1")?
@@ -422,6 +423,26 @@ impl Ledger {
                 .execute([cohort.0, FORGOTTEN])?;
         }
         Ok(people + holders + 1)
+    }
+
+    /// Forgets leavers, and counts them out: a full sync may come before all are forgotten.
+    fn forget_people(&self, cohort: CohortRef, limit: usize) -> Result<usize, StoreError> {
+        let identifiers = self.identifiers(
+            "SELECT DISTINCT identifier FROM member WHERE cohort = ?1 AND identifier > coalesce(?2, '') LIMIT ?3",
+            cohort,
+            None,
+            limit,
+        )?;
+        let mut delete = self
+            .connection
+            .prepare_cached("DELETE FROM member WHERE cohort = ?1 AND identifier = ?2")?;
+        for identifier in &identifiers {
+            delete.execute(params![cohort.0, identifier])?;
+        }
+        self.connection
+            .prepare_cached("UPDATE cohort SET leavers = leavers - ?2 WHERE id = ?1")?
+            .execute(params![cohort.0, identifiers.len() as i64])?;
+        Ok(identifiers.len())
     }
 
     /// The cohorts an operator means; `None` where there are none.

@@ -25,16 +25,13 @@ impl Ledger {
             .connection
             .prepare_cached("SELECT 1 FROM dead_letter WHERE destination = ?1 LIMIT 1")?
             .exists([id])?;
-        let has_erased = self
-            .connection
-            .prepare_cached("SELECT 1 FROM pending WHERE destination = ?1 AND wanted = 2 LIMIT 1")?
-            .exists([id])?;
+        let has_strangers = self.has_strangers(id, number)?;
         let mut tally = Tally::new(id);
         for (identifier, change) in changes.traits() {
             let wanted = Wanted::of(change.now.is_some_and(Standing::is_wanted));
             let held = match change.was {
                 // Nothing was known of the person, so there is nothing to look up.
-                None if !has_erased => None,
+                None if !has_strangers => None,
                 _ => self.pending_row(id, identifier, number)?,
             };
             let dead = if has_dead {
@@ -60,6 +57,18 @@ impl Ledger {
             }
         }
         self.count(&tally)
+    }
+
+    /// Whether people of whom the trait's cohort knows nothing may have rows: somebody was erased, or
+    /// the trait was another cohort's, or its own before that was forgotten.
+    fn has_strangers(&self, destination: i64, number: TraitRef) -> Result<bool, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT 1 FROM meta WHERE key = 'strangers:' || ?2
+                 UNION ALL SELECT 1 FROM pending WHERE destination = ?1 AND wanted = 2 LIMIT 1",
+            )?
+            .exists([destination, number.0])?)
     }
 
     /// The person changes again before the destination heard of the last change.
