@@ -26,6 +26,7 @@ use crate::roster::{PersonHash, Roster};
 mod actions;
 mod apply;
 mod cohorts;
+mod erasures;
 mod exchange;
 mod file;
 mod inbox;
