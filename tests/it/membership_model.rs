@@ -219,8 +219,6 @@ impl Cohort {
             return;
         }
         let at = if is_layer || is_stale {
-            self.refused
-                .retain(|(of, under, _)| (*of, *under) != (*action, id));
             let session = &mut self.sessions[at];
             session.id = None;
             session.is_closed = true;
@@ -276,6 +274,8 @@ impl Cohort {
         run: i64,
         began_at: Millis,
     ) -> usize {
+        self.refused
+            .retain(|(of, under, _)| (*of, Some(*under)) != (action, id));
         self.sessions.push(Session {
             action,
             id,

@@ -316,3 +316,23 @@ async fn a_half_that_is_heard_again_belongs_to_the_run_of_its_new_partner() {
     assert_members(&mut bench, &["new", "sue", "tom", "x"]).await;
     assert_eq!(counts(&bench).await, (3, 0, 0));
 }
+
+#[tokio::test]
+async fn a_page_that_was_refused_of_a_longer_pass_has_no_place_in_a_shorter_one() {
+    let mut bench = base().await;
+    bench.take(page(Add, "c", "a", (1, 2), &["sue"])).await;
+    bench.take(page(Add, "c", "a", (2, 2), &["tom"])).await;
+    half(&bench, Remove, "r", &["old"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    bench.take(page(Add, "c", "a", (1, 2), &["sue"])).await;
+    let second = page(Add, "c", "a", (2, 2), &["tom"]);
+    let source = SourceName::from("default");
+    bench.store().note_refused(&source, &second, bench.now());
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Remove, "r", &["bob"]).await;
+    half(&bench, Add, "a", &["sue"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a2", &["tim"]).await;
+    half(&bench, Remove, "r2", &["ann"]).await;
+    assert_members(&mut bench, &["old", "sue", "tim"]).await;
+}

@@ -225,16 +225,6 @@ impl Ledger {
                  WHERE id = ?1",
             )?
             .execute([old.number.0])?;
-        // What was refused of the old pass may have no place in the new one.
-        self.connection
-            .prepare_cached(
-                "DELETE FROM refusal WHERE cohort = ?1 AND action = ?2 AND session_id = ?3",
-            )?
-            .execute(params![
-                cohort.0,
-                waiting.action.as_str(),
-                waiting.session_id
-            ])?;
         let run = self.run_again(cohort, old.run, book, waiting.received_at)?;
         let mut new = self.open_session(waiting, cohort, info, run)?;
         let (below, heard_since) = match stays {

@@ -142,6 +142,7 @@ impl Ledger {
         info: PageInfo,
         run: i64,
     ) -> Result<Found, StoreError> {
+        self.forget_refusals(cohort, waiting)?;
         let effect = Effect::of(waiting.action);
         let number = self.insert_session(cohort, waiting, State::Open, effect, info.total, run)?;
         Ok(Found {
@@ -152,6 +153,20 @@ impl Ledger {
             heard_at: waiting.received_at,
             is_closed: false,
         })
+    }
+
+    /// What was refused of an earlier pass under the same id may have no place in this one.
+    fn forget_refusals(&self, cohort: CohortRef, waiting: &Waiting) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "DELETE FROM refusal WHERE cohort = ?1 AND action = ?2 AND session_id = ?3",
+            )?
+            .execute(params![
+                cohort.0,
+                waiting.action.as_str(),
+                waiting.session_id
+            ])?;
+        Ok(())
     }
 
     /// A newer session of a half ends the unfinished older ones, which stay as witnesses; no page
