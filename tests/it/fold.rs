@@ -1,11 +1,11 @@
 //! Large sessions: applied in pieces, killed between any two of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use cohort_bridge::clock::{Clock, ManualClock};
-use cohort_bridge::cohort::{Action, DestinationName, SourceName};
+use cohort_bridge::cohort::{Action, DestinationName, OnLeave, SourceName, Target, Wanted};
 use cohort_bridge::fold::{Fold, Step};
 use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
 use cohort_bridge::roster::Roster;
@@ -99,6 +99,24 @@ async fn members(store: &SqliteStore) -> (u64, u64, u64) {
     (cohort.members, cohort.left, cohort.destinations[0].pending)
 }
 
+/// What the destination is to hear, of each person.
+async fn wanted(store: &SqliteStore) -> BTreeMap<String, Target> {
+    let destination = DestinationName::from("default");
+    let mut wanted = BTreeMap::new();
+    let mut after = None;
+    loop {
+        let exchanged = store.exchange(&destination, Vec::new(), after, 10_000, NOW);
+        let claims = exchanged.await.unwrap();
+        for claim in claims.claims {
+            wanted.insert(claim.identifier.to_string(), claim.traits[0].target);
+        }
+        after = claims.resume_after;
+        if after.is_none() {
+            return wanted;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_replace_is_exact_whenever_it_is_killed() {
     let dir = fast_temp_dir();
@@ -115,6 +133,12 @@ async fn a_large_replace_is_exact_whenever_it_is_killed() {
     assert!(fold(&mut store, &path, 4).await > 0);
     // Nothing was delivered, and on-leave is `false`: everybody ever seen is to be told.
     assert_eq!(members(&store).await, (25_000, 20_000, 45_000));
+    let is_second = |person: &String| {
+        let target = Target::of(Wanted::of(second.contains(person)), OnLeave::False);
+        (person.clone(), target)
+    };
+    let expected: BTreeMap<_, _> = first.union(&second).map(is_second).collect();
+    assert!(wanted(&store).await == expected);
     for (person, expected) in [(0, false), (19_999, false), (20_000, true), (44_999, true)] {
         let identifier = people([person]).pop_first().unwrap();
         assert_eq!(

@@ -2,11 +2,14 @@
 //! know yet.
 
 use std::iter::Peekable;
+use std::sync::LazyLock;
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::ledger::Ledger;
 use super::membership::{Change, Person, Standing, decide};
+use super::rows::Insert;
 use crate::clock::Millis;
 use crate::layers::Mark;
 use crate::roster::PersonHash;
@@ -26,6 +29,10 @@ const RANGE: &str = "SELECT identifier, person, standing FROM member
 /// The people behind one identifier.
 const BEHIND: &str =
     "SELECT person, standing FROM member WHERE cohort = ?1 AND identifier = ?2 ORDER BY person";
+
+/// New people.
+static INSERT_MEMBERS: LazyLock<Insert<4>> =
+    LazyLock::new(|| Insert::into("member (cohort, identifier, person, standing)"));
 
 impl Ledger {
     /// Makes a piece of a session true.
@@ -70,6 +77,7 @@ impl Ledger {
         now: Millis,
     ) -> Result<(), StoreError> {
         self.write_people(cohort, changes)?;
+        self.count_people(cohort, changes)?;
         if changes
             .traits
             .iter()
@@ -84,28 +92,37 @@ impl Ledger {
     }
 
     fn write_people(&self, cohort: CohortRef, changes: &Changes) -> Result<(), StoreError> {
-        let mut insert = self.connection.prepare_cached(
-            "INSERT INTO member (cohort, identifier, person, standing) VALUES (?1, ?2, ?3, ?4)",
-        )?;
         let mut update = self.connection.prepare_cached(
             "UPDATE member SET standing = ?4 WHERE cohort = ?1 AND identifier = ?2 AND person = ?3",
         )?;
         let mut delete = self.connection.prepare_cached(
             "DELETE FROM member WHERE cohort = ?1 AND identifier = ?2 AND person = ?3",
         )?;
+        let mut joined = Vec::new();
         for row in &changes.rows {
             let identifier = changes.identifier(row.identifier);
             let person = stored_person(&row.person);
             match (row.was, row.now) {
-                (None, Some(now)) => {
-                    insert.execute(params![cohort.0, identifier, person, now.stored()])?
-                }
+                (None, Some(now)) => joined.push((identifier, person, now)),
                 (Some(_), Some(now)) => {
-                    update.execute(params![cohort.0, identifier, person, now.stored()])?
+                    update.execute(params![cohort.0, identifier, person, now.stored()])?;
                 }
-                (_, None) => delete.execute(params![cohort.0, identifier, person])?,
-            };
+                (_, None) => {
+                    delete.execute(params![cohort.0, identifier, person])?;
+                }
+            }
         }
+        INSERT_MEMBERS.all(&self.connection, &joined, |(identifier, person, now)| {
+            [
+                ValueRef::Integer(cohort.0),
+                (*identifier).into(),
+                (*person).into(),
+                ValueRef::Integer(now.stored()),
+            ]
+        })
+    }
+
+    fn count_people(&self, cohort: CohortRef, changes: &Changes) -> Result<(), StoreError> {
         let mut count = [0_i64; 4];
         for (_, change) in &changes.traits {
             if let Some(was) = change.was {

@@ -38,6 +38,7 @@ mod pending;
 mod people;
 mod read;
 mod refusals;
+mod rows;
 mod runs;
 mod sessions;
 mod settle;

@@ -1,15 +1,22 @@
 //! What a destination does not know yet, as changes of membership make it.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
+use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
 
 use super::apply::Changes;
 use super::ledger::{Ledger, settled, told_from, told_stored, wanted_from, wanted_stored};
 use super::membership::{Change, Standing};
+use super::rows::Insert;
 use crate::clock::Millis;
 use crate::cohort::{OnLeave, Target, Told, Wanted};
 use crate::store::{StoreError, TraitRef};
+
+static INSERT_PENDING: LazyLock<Insert<8>> = LazyLock::new(|| {
+    Insert::into("pending (destination, identifier, trait, wanted, told, since, sent, late_until)")
+});
 
 impl Ledger {
     pub(super) fn change_pending(
@@ -27,6 +34,7 @@ impl Ledger {
             .exists([id])?;
         let has_strangers = self.has_strangers(id, number)?;
         let mut tally = Tally::new(id);
+        let mut unheard = Vec::new();
         for (identifier, change) in changes.traits() {
             let wanted = Wanted::of(change.now.is_some_and(Standing::is_wanted));
             let held = match change.was {
@@ -49,13 +57,18 @@ impl Ledger {
                         None => told_before(change, wanted, on_leave),
                     };
                     if told.needs_write(Target::of(wanted, on_leave)) {
-                        let late = dead.unwrap_or_default();
-                        self.insert_pending(id, identifier, number, wanted, told, late, now)?;
+                        unheard.push(Unheard {
+                            identifier,
+                            wanted,
+                            told,
+                            late: dead.unwrap_or_default(),
+                        });
                         tally.add(number, wanted, now, 1);
                     }
                 }
             }
         }
+        self.insert_all_pending(id, number, &unheard, now)?;
         self.count(&tally)
     }
 
@@ -140,18 +153,44 @@ impl Ledger {
         late: Late,
         since: Millis,
     ) -> Result<(), StoreError> {
-        self.connection
-            .prepare_cached(
-                "INSERT INTO pending (destination, identifier, trait, wanted, told, since, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            )?
-            .execute(params![destination, identifier, number.0, wanted_stored(wanted), told_stored(told), since, late.sent, late.until])?;
-        if late.sent.is_some() {
+        let unheard = Unheard {
+            identifier,
+            wanted,
+            told,
+            late,
+        };
+        self.insert_all_pending(destination, number, &[unheard], since)
+    }
+
+    fn insert_all_pending(
+        &mut self,
+        destination: i64,
+        number: TraitRef,
+        unheard: &[Unheard<'_>],
+        since: Millis,
+    ) -> Result<(), StoreError> {
+        INSERT_PENDING.all(&self.connection, unheard, |row| {
+            [
+                ValueRef::Integer(destination),
+                row.identifier.into(),
+                ValueRef::Integer(number.0),
+                ValueRef::Integer(wanted_stored(row.wanted)),
+                told_stored(row.told).map(ValueRef::Integer).into(),
+                ValueRef::Integer(since),
+                row.late.sent.map(ValueRef::Integer).into(),
+                row.late.until.map(ValueRef::Integer).into(),
+            ]
+        })?;
+        let state = self
+            .destinations
+            .iter_mut()
+            .find(|state| state.id == destination);
+        let Some(state) = state else {
+            return Ok(());
+        };
+        for row in unheard.iter().filter(|row| row.late.sent.is_some()) {
             // To a sweep it would look like part of a call that is under way.
-            let state = self
-                .destinations
-                .iter_mut()
-                .find(|state| state.id == destination);
-            if let Some(call) = state.and_then(|state| state.in_flight.get_mut(identifier)) {
+            if let Some(call) = state.in_flight.get_mut(row.identifier) {
                 call.passed_over = true;
             }
         }
@@ -215,6 +254,14 @@ fn told_before(change: Change, wanted: Wanted, on_leave: OnLeave) -> Told {
         // A leaver of whom nothing is known: the ledger that made the trait may have been lost.
         (None, Wanted::Left | Wanted::Erased) => Told::Unknown,
     }
+}
+
+/// A change that a destination did not hear of.
+struct Unheard<'a> {
+    identifier: &'a str,
+    wanted: Wanted,
+    told: Told,
+    late: Late,
 }
 
 /// What calls without a known end may still bring about.
