@@ -14,7 +14,7 @@ use self::plan::Plan;
 use crate::clock::{Clock, millis};
 use crate::sorted::{Items, Sorted};
 use crate::status::Health;
-use crate::store::{Applied, CohortRef, SessionRef, Store, StoreError, WholeSession};
+use crate::store::{Applied, CohortRef, Recognised, SessionRef, Store, StoreError, WholeSession};
 
 mod plan;
 
@@ -76,6 +76,7 @@ enum Work {
         session: SessionRef,
         cohort: CohortRef,
         sorted: Sorted,
+        recognised: Recognised,
     },
 }
 
@@ -137,7 +138,8 @@ impl Fold {
                     session,
                     cohort,
                     sorted,
-                } => self.place_some(session, cohort, sorted).await?,
+                    recognised,
+                } => self.place_some(session, cohort, sorted, recognised).await?,
             };
             // The page that made the session whole counts as waiting until now.
             let pages = usize::from(self.work.is_none());
@@ -250,6 +252,7 @@ impl Fold {
                     session: applying.plan.whole.session,
                     cohort: applying.plan.whole.cohort,
                     sorted,
+                    recognised: applying.plan.recognised,
                 }))
             }
             Applied::Done => Ok(None),
@@ -269,10 +272,12 @@ impl Fold {
         session: SessionRef,
         cohort: CohortRef,
         mut sorted: Sorted,
+        recognised: Recognised,
     ) -> Result<Option<Work>, FoldError> {
         let people = sorted.take(PLACED_AT_ONCE, None)?;
         if people.is_empty() {
-            self.store.finish(session, self.clock.now()).await?;
+            let now = self.clock.now();
+            self.store.finish(session, recognised, now).await?;
             return Ok(None);
         }
         let people = people.iter().filter_map(plan::person_and_identifier);
@@ -281,6 +286,7 @@ impl Fold {
             session,
             cohort,
             sorted,
+            recognised,
         }))
     }
 

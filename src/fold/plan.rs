@@ -8,7 +8,8 @@ use crate::roster::{Entry, PersonHash, Roster};
 use crate::run::{Fate, Inquiry};
 use crate::sorted::{Item, Items, Roles, Sorted, Sorter};
 use crate::store::{
-    Chunk, ChunkLayer, Effect, Judgement, OWN_ROLE, SessionRef, Store, WholeSession,
+    Chunk, ChunkLayer, Effect, Judgement, OWN_ROLE, PagePeople, Recognised, SessionRef, Store,
+    WholeSession,
 };
 
 use super::FoldError;
@@ -30,6 +31,8 @@ pub struct Plan {
     pub whole: WholeSession,
     judgement: Judgement,
     layers: Vec<ChunkLayer>,
+    /// Of its own pages.
+    pub recognised: Recognised,
 }
 
 /// Judges a whole session, unless an earlier process did, and sorts whoever has a part in it.
@@ -69,6 +72,7 @@ impl Plan {
                 .collect(),
             judgement: Judgement { fates, ..judgement },
             whole,
+            recognised: Recognised::new(),
         }
     }
 
@@ -84,6 +88,7 @@ impl Plan {
             people,
             last,
             finishes: !self.places_people(),
+            recognised: self.recognised.clone(),
         }
     }
 
@@ -92,7 +97,7 @@ impl Plan {
         self.whole.maps_people && self.whole.effect == Effect::Replace
     }
 
-    async fn sort(&self, store: &dyn Store) -> Result<Sorted, FoldError> {
+    async fn sort(&mut self, store: &dyn Store) -> Result<Sorted, FoldError> {
         let mut parts = vec![(self.whole.session, &self.whole.pages, OWN_ROLE)];
         for (index, layer) in self.layers.iter().enumerate() {
             let found = self
@@ -104,7 +109,9 @@ impl Plan {
                 parts.push((found.session, &found.pages, 1 << index));
             }
         }
-        sort(store, parts).await
+        let (sorted, recognised) = sort(store, parts).await?;
+        self.recognised = recognised;
+        Ok(sorted)
     }
 
     fn may_be_held(&self) -> bool {
@@ -194,7 +201,7 @@ async fn ask_witnesses(store: &dyn Store, whole: &WholeSession) -> Result<Vec<Fa
                 parts.push((witness.session, &witness.pages, role));
             }
         }
-        let mut sorted = sort(store, parts).await?;
+        let (mut sorted, _) = sort(store, parts).await?;
         loop {
             let people = sorted.take(COUNTED_AT_ONCE, None)?;
             if people.is_empty() {
@@ -216,16 +223,24 @@ async fn ask_witnesses(store: &dyn Store, whole: &WholeSession) -> Result<Vec<Fa
     Ok(inquiry.verdict())
 }
 
+/// Sorts the people of some sessions; and who of the session's own was recognised.
 async fn sort(
     store: &dyn Store,
     parts: Vec<(SessionRef, &Vec<u32>, Roles)>,
-) -> Result<Sorted, FoldError> {
+) -> Result<(Sorted, Recognised), FoldError> {
     let mut sorter = Sorter::default();
+    let mut recognised = Recognised::new();
     for (session, pages, role) in parts {
         for pages in pages.chunks(PAGES_A_SORT) {
             let mut rosters = Vec::with_capacity(pages.len());
             for page in pages {
-                rosters.push(store.page_roster(session, *page).await?);
+                let people = store.page_people(session, *page).await?;
+                rosters.push(people.roster);
+                if role == OWN_ROLE {
+                    for (reason, members) in people.recognised {
+                        *recognised.entry(reason).or_default() += members;
+                    }
+                }
             }
             if let [roster] = &rosters[..] {
                 sorter.add(roster, role)?;
@@ -238,7 +253,7 @@ async fn sort(
             .await?;
         }
     }
-    Ok(aside(|| sorter.finish()).await?)
+    Ok((aside(|| sorter.finish()).await?, recognised))
 }
 
 /// The people of a full sync who have an identifier other than their distinct id, in the order of
@@ -246,7 +261,7 @@ async fn sort(
 pub async fn by_person(store: &dyn Store, whole: &WholeSession) -> Result<Sorted, FoldError> {
     let mut sorter = Sorter::default();
     for page in &whole.pages {
-        let roster = store.page_roster(whole.session, *page).await?;
+        let PagePeople { roster, .. } = store.page_people(whole.session, *page).await?;
         let mut swapped = Roster::default();
         for Entry { identifier, person } in roster.iter() {
             if let Some(person) = person {

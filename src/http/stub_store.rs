@@ -164,11 +164,7 @@ impl Store for StubStore {
         unreachable!()
     }
 
-    async fn page_roster(
-        &self,
-        _: SessionRef,
-        _: u32,
-    ) -> Result<crate::roster::Roster, StoreError> {
+    async fn page_people(&self, _: SessionRef, _: u32) -> Result<PagePeople, StoreError> {
         unreachable!()
     }
 
@@ -201,7 +197,7 @@ impl Store for StubStore {
         unreachable!("the handlers know no sessions")
     }
 
-    async fn finish(&self, _: SessionRef, _: Millis) -> Result<(), StoreError> {
+    async fn finish(&self, _: SessionRef, _: Recognised, _: Millis) -> Result<(), StoreError> {
         unreachable!("the handlers know no sessions")
     }
 

@@ -8,6 +8,7 @@
 //! - [`Store::exchange`] makes claims durable before it returns them: whatever is killed after
 //!   that is found as [`Told::Unknown`] and asserted again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -16,7 +17,7 @@ use crate::clock::Millis;
 use crate::cohort::{Action, DestinationName, Half, OnLeave, SourceName, Target, Told};
 use crate::guard::RemovalGuard;
 use crate::layers::Word;
-use crate::mixpanel::{IdentifierRules, Page};
+use crate::mixpanel::{IdentifierRules, Page, SetAside};
 use crate::roster::{Damaged, PersonHash, Roster};
 use crate::run::{self, Fate};
 use crate::sorted::{Items, Roles};
@@ -317,6 +318,8 @@ pub struct Chunk {
     pub last: bool,
     /// Whether the session has taken effect with it: else [`Store::finish`] says so.
     pub finishes: bool,
+    /// Of all its pages.
+    pub recognised: Recognised,
 }
 
 /// A layer as a chunk needs it.
@@ -328,6 +331,19 @@ pub struct ChunkLayer {
     pub half: Half,
     /// Whether it is taken back.
     pub is_dropped: bool,
+}
+
+/// Members without a usable identifier who are known by another page, by the reason for which they
+/// would be set aside.
+pub type Recognised = BTreeMap<SetAside, u64>;
+
+/// The people of a held page.
+#[derive(Clone, Debug, Default)]
+pub struct PagePeople {
+    /// Whoever has an identifier.
+    pub roster: Roster,
+    /// Those of them whose identifier is not the page's.
+    pub recognised: Recognised,
 }
 
 /// How far a chunk was applied.
@@ -449,7 +465,7 @@ pub trait Store: Send + Sync + 'static {
     /// The people of one held page. Where they may have other identifiers than their distinct ids,
     /// whoever is known goes by the identifier under which the ledger has them: on a full sync's
     /// page, only those whom it gives none.
-    async fn page_roster(&self, session: SessionRef, page: u32) -> Result<Roster, StoreError>;
+    async fn page_people(&self, session: SessionRef, page: u32) -> Result<PagePeople, StoreError>;
 
     /// Takes over the identifiers that the page of an `add_members` session gives: a property is
     /// what it is, whether or not Mixpanel counts the run. Can be repeated.
@@ -482,7 +498,12 @@ pub trait Store: Send + Sync + 'static {
     async fn apply(&self, chunk: Chunk, now: Millis) -> Result<Applied, StoreError>;
 
     /// The session has taken effect.
-    async fn finish(&self, session: SessionRef, now: Millis) -> Result<(), StoreError>;
+    async fn finish(
+        &self,
+        session: SessionRef,
+        recognised: Recognised,
+        now: Millis,
+    ) -> Result<(), StoreError>;
 
     /// Carries out an operator's order on about `limit` people: held removals that were decided on,
     /// a cohort that is retired. Returns whether there was one.

@@ -100,8 +100,8 @@ async fn a_change_in_the_transaction_of_the_claim_is_not_forgotten() {
     store.assemble(10, NOW).await.unwrap();
     let whole = store.whole_session().await.unwrap().unwrap();
     let mut sorter = Sorter::default();
-    let roster = store.page_roster(whole.session, 1).await.unwrap();
-    sorter.add(&roster, OWN_ROLE).unwrap();
+    let page = store.page_people(whole.session, 1).await.unwrap();
+    sorter.add(&page.roster, OWN_ROLE).unwrap();
     let chunk = Chunk {
         session: whole.session,
         cohort: whole.cohort,
@@ -112,6 +112,7 @@ async fn a_change_in_the_transaction_of_the_claim_is_not_forgotten() {
         people: sorter.finish().unwrap().take(10, None).unwrap(),
         last: true,
         finishes: true,
+        recognised: page.recognised,
     };
     // The writer takes what waits into one transaction.
     let name = name();

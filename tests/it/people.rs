@@ -88,10 +88,38 @@ async fn a_full_sync_keeps_whom_it_names_without_the_property() {
         .await;
     assert_eq!(with_trait(&ledger).await, "u1");
     assert_eq!(ledger.cohort().await.members, 1);
-    let set_aside = ledger.set_aside().await;
-    assert_eq!(set_aside.len(), 1);
-    assert_eq!(set_aside[0].0, SetAside::Missing);
-    assert!(set_aside[0].1 >= 1, "the stranger cannot have the trait");
+    assert_eq!(
+        ledger.set_aside().await,
+        [(SetAside::Missing, 1)],
+        "the stranger"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_known_is_not_set_aside() {
+    let mut ledger = knowing(&[who("ann", "u1"), who("bob", "u2")]).await;
+    ledger
+        .run("one", &[], &[member("ann"), who("bob", " ")])
+        .await;
+    assert_eq!(ledger.set_aside().await, []);
+    let back = [member("ann"), member("bob"), member("cyd"), who("dan", "")];
+    ledger.run("two", &back, &[]).await;
+    assert_eq!(with_trait(&ledger).await, "u1 u2");
+    let strangers = [(SetAside::Blank, 1), (SetAside::Missing, 1)];
+    assert_eq!(ledger.set_aside().await, strangers);
+
+    // So after kills, and where it takes many pieces.
+    ledger.clock.advance(Duration::from_secs(1_800));
+    ledger.page("members", "next", (1, 1), &back).await;
+    let mut fold = ledger.new_fold().in_pieces_of(1);
+    for _ in 0..3 {
+        fold.step().await.unwrap();
+    }
+    drop(fold);
+    ledger.fold_with_kills(4).await;
+    ledger.settle().await;
+    assert_eq!(with_trait(&ledger).await, "u1 u2");
+    assert_eq!(ledger.set_aside().await, strangers);
 }
 
 #[tokio::test(flavor = "multi_thread")]

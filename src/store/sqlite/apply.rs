@@ -62,7 +62,7 @@ impl Ledger {
             }
             None => {
                 if chunk.finishes {
-                    self.finish_session(chunk.session, now)?;
+                    self.finish(chunk.session, &chunk.recognised, now)?;
                 }
                 Ok(Applied::Done)
             }

@@ -15,13 +15,13 @@ use self::refusals::Refusals;
 use self::writer::{Urgency, Writer};
 use super::{
     Applied, Assembled, Chunk, Claims, CohortRef, CohortView, Counted, DeadLetter,
-    DeadLetterFilter, DestinationRules, HoldDecision, Judgement, MembershipView, SessionRef,
-    Settlement, SourceRules, Store, StoreError, WholeSession,
+    DeadLetterFilter, DestinationRules, HoldDecision, Judgement, MembershipView, PagePeople,
+    Recognised, SessionRef, Settlement, SourceRules, Store, StoreError, WholeSession,
 };
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Wanted};
 use crate::mixpanel::Page;
-use crate::roster::{PersonHash, Roster};
+use crate::roster::PersonHash;
 
 mod actions;
 mod apply;
@@ -307,8 +307,8 @@ impl Store for SqliteStore {
         self.work(Ledger::whole_session).await
     }
 
-    async fn page_roster(&self, session: SessionRef, page: u32) -> Result<Roster, StoreError> {
-        self.read(move |connection| people::page_roster(connection, session, page))
+    async fn page_people(&self, session: SessionRef, page: u32) -> Result<PagePeople, StoreError> {
+        self.read(move |connection| people::page_people(connection, session, page))
             .await
     }
 
@@ -350,8 +350,13 @@ impl Store for SqliteStore {
         self.work(move |ledger| ledger.apply(&chunk, now)).await
     }
 
-    async fn finish(&self, session: SessionRef, now: Millis) -> Result<(), StoreError> {
-        self.work(move |ledger| ledger.finish_session(session, now))
+    async fn finish(
+        &self,
+        session: SessionRef,
+        recognised: Recognised,
+        now: Millis,
+    ) -> Result<(), StoreError> {
+        self.work(move |ledger| ledger.finish(session, &recognised, now))
             .await
     }
 

@@ -5,23 +5,25 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::apply::{Changes, people_behind, stored_person};
+use super::inbox::set_aside_from;
 use super::ledger::Ledger;
 use super::membership::{Person, Standing};
 use crate::clock::Millis;
 use crate::cohort::Action;
+use crate::mixpanel::SetAside;
 use crate::roster::{Entry, PersonHash, Roster};
-use crate::store::{CohortRef, SessionRef, StoreError};
+use crate::store::{CohortRef, PagePeople, Recognised, SessionRef, StoreError};
 
 /// The people of one held page, as the ledger knows them: see
-/// [`Store::page_roster`](crate::store::Store::page_roster).
-pub fn page_roster(
+/// [`Store::page_people`](crate::store::Store::page_people).
+pub fn page_people(
     connection: &Connection,
     session: SessionRef,
     page: u32,
-) -> Result<Roster, StoreError> {
-    let (cohort, action, maps_people, roster) = connection
+) -> Result<PagePeople, StoreError> {
+    let (cohort, action, maps_people, roster, set_aside) = connection
         .prepare_cached(
-            "SELECT s.cohort, s.action, i.maps_people, i.roster FROM session s
+            "SELECT s.cohort, s.action, i.maps_people, i.roster, i.set_aside FROM session s
              JOIN session_page p ON p.session = s.id JOIN inbox i ON i.seq = p.inbox_seq WHERE s.id = ?1 AND p.page = ?2",
         )?
         .query_row(params![session.0, page], |row| {
@@ -30,14 +32,19 @@ pub fn page_roster(
                 row.get::<_, String>(1)?,
                 row.get::<_, bool>(2)?,
                 row.get::<_, Vec<u8>>(3)?,
+                row.get::<_, String>(4)?,
             ))
         })?;
     let roster = Roster::from_bytes(roster)?;
     if !maps_people {
-        return Ok(roster);
+        return Ok(PagePeople {
+            roster,
+            ..PagePeople::default()
+        });
     }
     let is_full = Action::parse(&action) == Some(Action::Members);
     let mut people: BTreeSet<(String, Option<PersonHash>)> = BTreeSet::new();
+    let mut recognised = 0;
     for Entry { identifier, person } in roster.iter() {
         let known = match person {
             Some(person) if !is_full || identifier.is_empty() => {
@@ -45,17 +52,33 @@ pub fn page_roster(
             }
             _ => None,
         };
+        recognised += u64::from(identifier.is_empty() && known.is_some());
         let identifier = known.unwrap_or_else(|| identifier.to_owned());
         if !identifier.is_empty() {
             people.insert((identifier, person));
         }
     }
-    Ok(Roster::from_sorted(people.iter().map(
-        |(identifier, person)| Entry {
-            identifier,
-            person: *person,
-        },
-    )))
+    let people = people.iter().map(|(identifier, person)| Entry {
+        identifier,
+        person: *person,
+    });
+    Ok(PagePeople {
+        roster: Roster::from_sorted(people),
+        recognised: by_reason(recognised, &set_aside),
+    })
+}
+
+/// Of a page it is known how many were set aside for each reason, and not who for which. The first
+/// is that the property is missing, which is why somebody known would be without it.
+fn by_reason(mut recognised: u64, set_aside: &str) -> Recognised {
+    set_aside_from(set_aside)
+        .filter_map(|(word, members)| {
+            let members = u64::try_from(members).ok()?.min(recognised);
+            recognised -= members;
+            Some((SetAside::parse(word)?, members))
+        })
+        .filter(|(_, members)| *members > 0)
+        .collect()
 }
 
 fn identifier_of(
@@ -144,6 +167,38 @@ impl Ledger {
             )?
             .execute(params![cohort.0, former, identifier, stored_person(&Some(person))])?;
         self.change_cohort(cohort, &changes, now)
+    }
+
+    /// A session has taken effect. Whoever is recognised was counted as set aside with its pages.
+    pub fn finish(
+        &mut self,
+        session: SessionRef,
+        recognised: &Recognised,
+        now: Millis,
+    ) -> Result<(), StoreError> {
+        let cohort = self
+            .connection
+            .prepare_cached("SELECT cohort FROM session WHERE id = ?1 AND state = 1")?
+            .query_row([session.0], |row| row.get::<_, i64>(0))
+            .optional()?;
+        let Some(cohort) = cohort else {
+            // It was retired meanwhile.
+            return Ok(());
+        };
+        self.finish_session(session, now)?;
+        for (reason, members) in recognised {
+            self.connection
+                .prepare_cached(
+                    "UPDATE set_aside SET members = members - ?3 WHERE cohort = ?1 AND reason = ?2",
+                )?
+                .execute(params![cohort, reason.as_str(), members])?;
+        }
+        if !recognised.is_empty() {
+            self.connection
+                .prepare_cached("DELETE FROM set_aside WHERE cohort = ?1 AND members <= 0")?
+                .execute([cohort])?;
+        }
+        Ok(())
     }
 
     /// Notes who goes by which identifier.
