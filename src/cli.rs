@@ -123,7 +123,7 @@ pub struct ServeArgs {
     /// How log lines look on standard error.
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<String>,
-    /// TOML file of what does not fit on a command line: which trait each of some cohorts gets.
+    /// TOML file of what does not fit on a command line: several sources and destinations, and which trait some cohorts get.
     #[arg(long, value_name = "PATH")]
     pub config: Option<String>,
 }
@@ -575,7 +575,7 @@ mod tests {
                 );
             }
             let key = &lines["--flagsmith-environment-key"];
-            assert!(key.contains("[env: COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY, COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY_FILE] [required]"), "{key}");
+            assert!(key.contains("[env: COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY, COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY_FILE] [required, unless the settings file names destinations]"), "{key}");
             assert!(lines["--allow-unauthenticated"].contains("[flag only]"));
         }
     }

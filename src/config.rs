@@ -24,10 +24,13 @@ use crate::trait_key::{ExplicitKey, TraitKeyTemplate};
 mod client;
 mod environment;
 mod file;
+mod layers;
 mod parse;
+mod parts;
 mod reader;
 mod serve;
 pub mod setting;
+mod source;
 
 /// Everything `serve` needs, checked.
 #[derive(Clone, Debug)]

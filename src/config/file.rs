@@ -1,29 +1,48 @@
 //! The settings file: what does not fit on a command line, in TOML.
 //!
-//! Every key is taken out of its table by name, so that what is left is known to be a slip of the
-//! finger, and every table is read to its end, so that no fault hides another. A further table is
-//! one more field of [`SettingsFile`] and one more function like [`read_cohorts`]. Faults quote
-//! values: nothing in the file is secret.
-
-use std::fmt;
+//! Every key is taken out of its [table](table::Table) by name, so that what is left is known to be
+//! a slip of the finger, and every table is read to its end, so that no fault hides another. A
+//! further kind of table is one more field of [`SettingsFile`] and one more function like
+//! [`read_cohorts`]; a further key of a source or a destination is a further setting, which
+//! [`Layers`](super::layers::Layers) finds in its table by itself. Faults quote values, but those of
+//! URLs and secrets.
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
-use super::reader::{Faulted, quoted};
-use super::serve::DEFAULT_NAME;
+use self::table::{Faults, Table, once};
+use super::parse;
+use super::parts::DEFAULT_NAME;
+use super::reader::Faulted;
 use crate::cohort::SourceName;
 use crate::flagsmith::CANARY;
 use crate::trait_key::{self, ExplicitKey};
 
+pub(super) mod table;
+
 /// Bytes of a settings file at most: room for thousands of cohorts, and `/dev/zero` is longer.
 pub(super) const MAX_FILE_BYTES: u64 = 256 * 1024;
 
-/// What the file says, table by table.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct SettingsFile {
+/// The file, table by table, while it is read.
+pub(super) struct SettingsFile<'t> {
+    /// What was found wrong with it so far.
+    pub(super) faults: Faults<'t>,
+    /// Whether it is known which tables there are: it could be read and is TOML.
+    pub(super) is_understood: bool,
+    /// `[[sources]]`; `None` where there are none, and the flags tell of the only one.
+    pub(super) sources: Option<Vec<NamedTable<'t>>>,
+    /// `[[destinations]]`; as with the sources.
+    pub(super) destinations: Option<Vec<NamedTable<'t>>>,
     /// `[[cohorts]]`, in the file's order.
     pub(super) cohorts: Vec<CohortRule>,
+}
+
+/// The table of a source or a destination.
+pub(super) struct NamedTable<'t> {
+    /// Its name, as far as it can be used.
+    pub(super) name: Result<String, Faulted>,
+    /// The rest of it.
+    pub(super) table: Table<'t>,
 }
 
 /// One `[[cohorts]]`: which trait a cohort gets.
@@ -35,53 +54,81 @@ pub(super) struct CohortRule {
     pub(super) key: ExplicitKey,
 }
 
-/// A fault and where it is.
-#[derive(Debug, PartialEq)]
-pub(super) struct FileFault {
-    /// Counted from 1.
-    line: usize,
-    /// What is wrong and what would be right.
-    message: String,
-}
-
-impl fmt::Display for FileFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: {}", self.line, self.message)
-    }
-}
-
-/// Reads the file's text; its rules are about these sources.
-///
-/// # Errors
-/// All faults, from the first line to the last.
-pub(super) fn parse(text: &str, sources: &[&str]) -> Result<SettingsFile, Vec<FileFault>> {
-    let mut faults = Faults {
-        text,
-        found: Vec::new(),
-    };
-    let (document, broken) = DeTable::parse_recoverable(text);
-    if !broken.is_empty() {
-        for error in broken {
-            let at = error.span().map_or(0, |span| span.start);
-            faults.note(at, format!("it is not TOML: {}", error.message()));
+impl<'t> SettingsFile<'t> {
+    /// Reads the file's text, but for what the tables of sources and destinations hold beside their
+    /// names.
+    pub(super) fn parse(text: &'t str) -> Self {
+        let mut faults = Faults::of(text);
+        let (document, broken) = DeTable::parse_recoverable(text);
+        if !broken.is_empty() {
+            for error in broken {
+                let at = error.span().map_or(0, |span| span.start);
+                faults.note(at, format!("it is not TOML: {}", error.message()));
+            }
+            // What can be made of broken TOML lacks keys that are there.
+            return SettingsFile {
+                faults,
+                ..SettingsFile::unreadable()
+            };
         }
-        // What can be made of broken TOML lacks keys that are there.
-        return Err(faults.in_order());
+        let mut top = Table::new("the file", 0, document.into_inner());
+        let sources = top.tables("sources", "[[sources]]", &mut faults);
+        let destinations = top.tables("destinations", "[[destinations]]", &mut faults);
+        let cohorts = top.tables("cohorts", "[[cohorts]]", &mut faults);
+        top.end(&mut faults);
+
+        let sources = named(sources, "this source", &mut faults);
+        let destinations = named(destinations, "this destination", &mut faults);
+        let cohorts = read_cohorts(cohorts.unwrap_or_default(), &names(&sources), &mut faults);
+        SettingsFile {
+            faults,
+            is_understood: true,
+            sources,
+            destinations,
+            cohorts,
+        }
     }
-    let mut top = Table {
-        name: "the file",
-        at: 0,
-        left: document.into_inner(),
+
+    /// Stands for a file of which nothing is known.
+    pub(super) fn unreadable() -> Self {
+        SettingsFile {
+            faults: Faults::of(""),
+            is_understood: false,
+            sources: None,
+            destinations: None,
+            cohorts: Vec::new(),
+        }
+    }
+}
+
+/// Reads the names of tables; each may be there once.
+fn named<'t>(
+    tables: Option<Vec<Table<'t>>>,
+    what: &str,
+    faults: &mut Faults<'_>,
+) -> Option<Vec<NamedTable<'t>>> {
+    let mut seen = Vec::new();
+    let read = |mut table: Table<'t>| {
+        let name = table.value("name", None, faults, parse::name);
+        if let Ok(name) = &name {
+            once(&mut seen, name, String::eq, what, faults);
+        }
+        NamedTable {
+            name: name.map(Spanned::into_inner),
+            table,
+        }
     };
-    let cohorts = top.tables("cohorts", "[[cohorts]]", &mut faults);
-    top.end(&["cohorts"], &mut faults);
-    let file = SettingsFile {
-        cohorts: read_cohorts(cohorts, sources, &mut faults),
-    };
-    if faults.found.is_empty() {
-        Ok(file)
-    } else {
-        Err(faults.in_order())
+    Some(tables?.into_iter().map(read).collect())
+}
+
+/// The names that other tables may refer to.
+fn names<'n>(tables: &'n Option<Vec<NamedTable<'_>>>) -> Vec<&'n str> {
+    match tables {
+        None => vec![DEFAULT_NAME],
+        Some(tables) => tables
+            .iter()
+            .filter_map(|table| table.name.as_deref().ok())
+            .collect(),
     }
 }
 
@@ -96,7 +143,7 @@ fn read_cohorts(
     for mut table in tables {
         let cohort = read_cohort(&mut table, sources, faults);
         let trait_key = table.value("trait_key", None, faults, key);
-        table.end(&["source", "project", "id", "trait_key"], faults);
+        table.end(faults);
 
         // Each is judged, whatever is wrong with the other.
         if let Ok(cohort) = &cohort {
@@ -126,7 +173,8 @@ fn read_cohort(
     sources: &[&str],
     faults: &mut Faults<'_>,
 ) -> Result<Spanned<Cohort>, Faulted> {
-    let source = table.value("source", Some(DEFAULT_NAME), faults, one_of(sources));
+    let default = sources.contains(&DEFAULT_NAME).then_some(DEFAULT_NAME);
+    let source = table.value("source", default, faults, one_of(sources));
     let project_id = table.optional("project", faults, id);
     let cohort_id = table.value("id", None, faults, id);
     let cohort = Cohort {
@@ -135,27 +183,6 @@ fn read_cohort(
         cohort_id: cohort_id?.into_inner(),
     };
     Ok(Spanned::new(table.at..table.at, cohort))
-}
-
-/// Notes a fault where the same is there already, and remembers it where not.
-fn once<T: Clone>(
-    seen: &mut Vec<Spanned<T>>,
-    value: &Spanned<T>,
-    same: fn(&T, &T) -> bool,
-    what: &str,
-    faults: &mut Faults<'_>,
-) {
-    let earlier = seen
-        .iter()
-        .find(|other| same(other.get_ref(), value.get_ref()));
-    match earlier {
-        Some(earlier) => {
-            let line = faults.line(earlier.span().start);
-            let message = format!("{what} is on line {line} already: give it once");
-            faults.note(value.span().start, message);
-        }
-        None => seen.push(value.clone()),
-    }
 }
 
 /// What a rule is for.
@@ -203,158 +230,26 @@ fn key(text: &str) -> Result<String, String> {
     trait_key::check_key(text).map(|()| text.to_owned())
 }
 
-/// What is wrong with the file, and where.
-struct Faults<'t> {
-    text: &'t str,
-    found: Vec<(usize, String)>,
-}
-
-impl Faults<'_> {
-    fn note(&mut self, at: usize, message: String) {
-        self.found.push((at, message));
-    }
-
-    fn line(&self, at: usize) -> usize {
-        let before = self.text.as_bytes().iter().take(at);
-        1 + before.filter(|byte| **byte == b'\n').count()
-    }
-
-    fn in_order(mut self) -> Vec<FileFault> {
-        self.found.sort();
-        self.found
-            .iter()
-            .map(|(at, message)| FileFault {
-                line: self.line(*at),
-                message: message.clone(),
-            })
-            .collect()
-    }
-}
-
-/// A table while it is read.
-struct Table<'t> {
-    /// What faults call it.
-    name: &'static str,
-    /// Where it begins, in bytes.
-    at: usize,
-    /// What nobody has asked for yet.
-    left: DeTable<'t>,
-}
-
-impl<'t> Table<'t> {
-    /// A text, `default` where it is not given; a fault where there is none.
-    fn value<T>(
-        &mut self,
-        key: &str,
-        default: Option<&str>,
-        faults: &mut Faults<'_>,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Result<Spanned<T>, Faulted> {
-        let given = self.text(key, faults)?;
-        let at = self.at;
-        match given.or(default.map(|text| Spanned::new(at..at, text.to_owned()))) {
-            Some(text) => parsed(key, &text, faults, parse),
-            None => {
-                faults.note(at, format!("{} needs {key}", self.name));
-                Err(Faulted)
-            }
-        }
-    }
-
-    /// A text, `None` where it is not given.
-    fn optional<T>(
-        &mut self,
-        key: &str,
-        faults: &mut Faults<'_>,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Result<Option<Spanned<T>>, Faulted> {
-        self.text(key, faults)?
-            .map(|text| parsed(key, &text, faults, parse))
-            .transpose()
-    }
-
-    /// The tables under `[[key]]`; none where there is no such key.
-    fn tables(&mut self, key: &str, name: &'static str, faults: &mut Faults<'_>) -> Vec<Table<'t>> {
-        let Some(value) = self.left.remove(key) else {
-            return Vec::new();
-        };
-        let at = value.span().start;
-        let DeValue::Array(values) = value.into_inner() else {
-            faults.note(at, format!("{key} cannot be given like this: write {name}"));
-            return Vec::new();
-        };
-        let mut tables = Vec::new();
-        for value in values {
-            let at = value.span().start;
-            match value.into_inner() {
-                DeValue::Table(left) => tables.push(Table { name, at, left }),
-                _ => faults.note(at, format!("{key} cannot be given like this: write {name}")),
-            }
-        }
-        tables
-    }
-
-    /// Whatever was not asked for is unknown.
-    fn end(self, known: &[&str], faults: &mut Faults<'_>) {
-        for (key, _) in &self.left {
-            let (name, known) = (self.name, known.join(", "));
-            let message = format!(
-                "{} is not known in {name}: there is {known}",
-                quoted(key.get_ref())
-            );
-            faults.note(key.span().start, message);
-        }
-    }
-
-    fn text(
-        &mut self,
-        key: &str,
-        faults: &mut Faults<'_>,
-    ) -> Result<Option<Spanned<String>>, Faulted> {
-        let Some(value) = self.left.remove(key) else {
-            return Ok(None);
-        };
-        let span = value.span();
-        match value.into_inner() {
-            DeValue::String(text) => Ok(Some(Spanned::new(span, text.into_owned()))),
-            other => {
-                let kind = other.type_str();
-                let message = format!("{key} cannot be of type {kind}: write a string, in quotes");
-                faults.note(span.start, message);
-                Err(Faulted)
-            }
-        }
-    }
-}
-
-fn parsed<T>(
-    key: &str,
-    text: &Spanned<String>,
-    faults: &mut Faults<'_>,
-    parse: impl FnOnce(&str) -> Result<T, String>,
-) -> Result<Spanned<T>, Faulted> {
-    match parse(text.get_ref()) {
-        Ok(value) => Ok(Spanned::new(text.span(), value)),
-        Err(advice) => {
-            let message = format!("{key} cannot be {}: {advice}", quoted(text.get_ref()));
-            faults.note(text.span().start, message);
-            Err(Faulted)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
+    /// What rules may be about; behind them, so that the lines of a test's text are its own.
+    const SOURCES: &str = "\n[[sources]]\nname = 'default'\n[[sources]]\nname = 'eu'\n";
+
     fn rules(text: &str) -> Vec<CohortRule> {
-        parse(text, &["default", "eu"]).expect(text).cohorts
+        let text = text.to_owned() + SOURCES;
+        let file = SettingsFile::parse(&text);
+        assert_eq!(file.faults.in_order(), [], "{text}");
+        file.cohorts
     }
 
     fn faults(text: &str) -> Vec<String> {
-        let faults = parse(text, &["default", "eu"]).expect_err(text);
+        let text = text.to_owned() + SOURCES;
+        let faults = SettingsFile::parse(&text).faults.in_order();
+        assert!(!faults.is_empty(), "{text}");
         faults.iter().map(ToString::to_string).collect()
     }
 
@@ -419,11 +314,18 @@ project = "2"
 trait_key = "a"
 id = "1"
 [[source]]
+[[sources]]
+name = "-x"
+[[destinations]]
+name = "a"
+[[destinations]]
+name = "a"
+[[destinations]]
 "#;
         assert_eq!(
             faults(text),
             [
-                r#"line 2: "colour" is not known in the file: there is cohorts"#,
+                r#"line 2: "colour" is not known in the file: there is sources, destinations, cohorts"#,
                 "line 4: id cannot be of type integer: write a string, in quotes",
                 "line 5: trait_key cannot be of type boolean: write a string, in quotes",
                 r#"line 7: source cannot be "us": there is no such source: write default or eu"#,
@@ -434,7 +336,10 @@ id = "1"
                 "line 11: [[cohorts]] needs trait_key",
                 "line 15: this cohort is on line 12 already: give it once",
                 "line 17: this trait_key is on line 14 already: give it once",
-                r#"line 19: "source" is not known in the file: there is cohorts"#,
+                r#"line 19: "source" is not known in the file: there is sources, destinations, cohorts"#,
+                r#"line 21: name cannot be "-x": write letters a-z, digits, and - _ . behind the first one, 63 at most"#,
+                "line 25: this destination is on line 23 already: give it once",
+                "line 26: [[destinations]] needs name",
             ]
         );
     }
@@ -483,11 +388,8 @@ id = "1"
             let with = |key: &'static str, pairs: &[(&str, &str)]| {
                 rule(&[pairs, &[("id", "'1'"), ("trait_key", key)]].concat())
             };
-            parse(
-                &(with("'a'", one) + &with("'b'", other)),
-                &["default", "eu"],
-            )
-            .is_ok()
+            let text = with("'a'", one) + &with("'b'", other) + SOURCES;
+            SettingsFile::parse(&text).faults.in_order().is_empty()
         };
         for (one, other, apart) in [
             (&[][..], &[][..], false),
@@ -511,11 +413,11 @@ id = "1"
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "\\PC*|(\\[\\[cohorts\\]\\]\n|id = |\"|a|'1'\n|trait_key=|\\{|[\\[\\]],|\n|ü){0,20}") {
-            if let Err(faults) = parse(&text, &["default"]) {
-                prop_assert!(!faults.is_empty());
-                let lines = text.matches('\n').count() + 1;
-                prop_assert!(faults.iter().all(|fault| (1..=lines).contains(&fault.line)));
-            }
+            let file = SettingsFile::parse(&text);
+            let faults = file.faults.in_order();
+            prop_assert!(file.is_understood || !faults.is_empty());
+            let lines = text.matches('\n').count() + 1;
+            prop_assert!(faults.iter().all(|fault| (1..=lines).contains(&fault.line)));
         }
     }
 }

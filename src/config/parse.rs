@@ -11,6 +11,10 @@ use url::{Host, Url};
 
 use super::Database;
 
+/// Characters of a name that stands in paths and metrics: as many as a DNS label, room for any
+/// environment's name.
+const MAX_NAME_CHARACTERS: usize = 63;
+
 /// An address to bind: an IP address and a port.
 pub(super) fn address(value: &str) -> Result<SocketAddr, String> {
     value.parse().map_err(|_| {
@@ -24,7 +28,7 @@ pub(super) fn boolean(value: &str) -> Result<bool, String> {
 }
 
 /// One of a few words.
-pub(super) fn one_of<T: Copy>(words: &[(&str, T)]) -> impl FnOnce(&str) -> Result<T, String> {
+pub(super) fn one_of<T: Copy>(words: &[(&str, T)]) -> impl Fn(&str) -> Result<T, String> {
     move |value| {
         words
             .iter()
@@ -38,7 +42,7 @@ pub(super) fn one_of<T: Copy>(words: &[(&str, T)]) -> impl FnOnce(&str) -> Resul
 }
 
 /// A whole number in a range.
-pub(super) fn count(range: RangeInclusive<usize>) -> impl FnOnce(&str) -> Result<usize, String> {
+pub(super) fn count(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usize, String> {
     move |value| {
         digits(value)
             .and_then(|number| usize::try_from(number).ok())
@@ -65,7 +69,7 @@ pub(super) fn rate(value: &str) -> Result<f64, String> {
 /// A span of time in a range, as a whole number and a unit.
 pub(super) fn duration(
     range: RangeInclusive<Duration>,
-) -> impl FnOnce(&str) -> Result<Duration, String> {
+) -> impl Fn(&str) -> Result<Duration, String> {
     move |value| {
         let duration = split_unit(value)
             .and_then(|(number, unit)| {
@@ -93,7 +97,7 @@ pub(super) fn duration(
 }
 
 /// Bytes in a range, as a whole number and, unless it is bytes, a unit.
-pub(super) fn size(range: RangeInclusive<usize>) -> impl FnOnce(&str) -> Result<usize, String> {
+pub(super) fn size(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usize, String> {
     move |value| {
         let bytes = split_unit(value)
             .and_then(|(number, unit)| {
@@ -180,7 +184,7 @@ pub(super) fn base_url(value: &str) -> Result<Url, String> {
 
 /// The base of a Flagsmith API. Over the open internet the environment key goes encrypted, unless
 /// `allow_http` says otherwise.
-pub(super) fn flagsmith_url(allow_http: bool) -> impl FnOnce(&str) -> Result<Url, String> {
+pub(super) fn flagsmith_url(allow_http: bool) -> impl Fn(&str) -> Result<Url, String> {
     move |value| {
         let url = base_url(value)?;
         if url.scheme() == "https" || allow_http || is_near(&url) {
@@ -219,6 +223,22 @@ pub(super) fn header_secret(value: &str) -> Result<SecretString, String> {
         Ok(SecretString::from(value))
     } else {
         Err("it must be visible ASCII characters without white space".to_owned())
+    }
+}
+
+/// The name of a source or destination, which stands in paths, in metrics and in lists.
+pub(super) fn name(value: &str) -> Result<String, String> {
+    let mut bytes = value.bytes();
+    let begins_well = bytes
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let goes_on_well = bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if begins_well && goes_on_well && value.len() <= MAX_NAME_CHARACTERS {
+        Ok(value.to_owned())
+    } else {
+        Err(format!(
+            "write letters a-z, digits, and - _ . behind the first one, {MAX_NAME_CHARACTERS} at most"
+        ))
     }
 }
 

@@ -110,8 +110,19 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes what is wrong with something that has another name than a setting.
+    /// Once is enough: what holds for several destinations is read for each.
     pub(super) fn note(&mut self, names: String, message: String) {
-        self.faults.push(Fault { names, message });
+        let fault = Fault { names, message };
+        if !self.faults.contains(&fault) {
+            self.faults.push(fault);
+        }
+    }
+
+    /// Whether a flag or a variable says anything of a setting.
+    pub(super) fn is_given(&self, setting: &Setting, flag: Option<&str>) -> bool {
+        let variables = [Some(setting.variable.to_owned()), setting.file_variable()];
+        let mut variables = variables.iter().flatten();
+        flag.is_some() || variables.any(|variable| self.environment.get(variable).is_some())
     }
 
     /// Adds the variables that are nobody's and hands over `read`, unless there was any fault.
@@ -209,7 +220,8 @@ fn trimmed(value: &str) -> &str {
     value.trim_end_matches(['\r', '\n'])
 }
 
-fn read_secret(path: &Path) -> Result<String, String> {
+/// The secret that a file holds, without the newline at its end.
+pub(super) fn read_secret(path: &Path) -> Result<String, String> {
     let text = read_text(path, MAX_SECRET_BYTES)?;
     match trimmed(&text) {
         "" => Err("it is empty".to_owned()),

@@ -1,28 +1,20 @@
 //! The settings of `serve` and `check`, read and checked against each other.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
 use super::environment::Environment;
-use super::file::{self, SettingsFile};
-use super::reader::{ConfigError, Faulted, Reader, read_text};
+use super::layers::Layers;
+use super::parts::read_parts;
+use super::reader::{ConfigError, Faulted, Reader};
 use super::setting;
-use super::{BlankEcho, Destination, LogFormat, Settings, Source, parse};
+use super::{BlankEcho, Destination, LogFormat, Settings, parse};
 use crate::backoff::LONGEST_ADVISED;
 use crate::cli::ServeArgs;
-use crate::cohort::{OnLeave, SourceName};
-use crate::guard::RemovalGuard;
-use crate::http::authenticate::Credentials;
+use crate::cohort::OnLeave;
 use crate::logging;
-use crate::mixpanel::{Anonymous, IdentifierRules};
-use crate::trait_key::TraitKeyTemplate;
-
-/// The source that `POST /webhooks/mixpanel` belongs to, and the destination that goes with it.
-pub(super) const DEFAULT_NAME: &str = "default";
 
 /// The variable that says which log lines are wanted.
 const RUST_LOG: &str = "RUST_LOG";
@@ -90,28 +82,7 @@ fn read(
         exposed(&args.database_url),
         parse::database,
     );
-    let credentials = read_credentials(reader, args, &mut warnings);
-    let destination = read_destination(reader, args, &mut warnings);
-    let identifier_properties = reader.value(
-        &setting::IDENTIFIER_PROPERTY,
-        args.identifier_property.as_deref(),
-        parse::properties,
-    );
-    let anonymous = reader.value(
-        &setting::ANONYMOUS,
-        args.anonymous.as_deref(),
-        parse::one_of(&[("skip", Anonymous::Skip), ("keep", Anonymous::Keep)]),
-    );
-    let trait_key = reader.value(
-        &setting::TRAIT_KEY,
-        args.trait_key.as_deref(),
-        TraitKeyTemplate::parse,
-    );
-    let hold_removals_above = reader.optional(
-        &setting::HOLD_REMOVALS_ABOVE,
-        args.hold_removals_above.as_deref(),
-        RemovalGuard::parse,
-    );
+    let parts = read_parts(reader, args, &mut warnings);
     let max_connections = reader.value(
         &setting::MAX_CONNECTIONS,
         args.max_connections.as_deref(),
@@ -133,8 +104,6 @@ fn read(
         parse::one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)]),
     );
     let log_filter = read_log_filter(reader, environment);
-
-    let file = read_settings_file(reader, args);
 
     if let (Ok(listen), Ok(admin)) = (listen, admin_listen) {
         if clash(listen, admin) {
@@ -161,15 +130,8 @@ fn read(
         admin_listen: admin_listen?,
         admin_token: admin_token?,
         database: database?,
-        sources: vec![Arc::new(Source {
-            name: SourceName::from(DEFAULT_NAME),
-            credentials: credentials?,
-            identifier: IdentifierRules::new(identifier_properties?, anonymous?),
-            trait_key: trait_key?,
-            explicit_keys: file?.cohorts.into_iter().map(|rule| rule.key).collect(),
-            hold_removals_above: hold_removals_above?,
-        })],
-        destinations: vec![Arc::new(destination?)],
+        sources: parts.sources?,
+        destinations: parts.destinations?,
         max_connections: max_connections?,
         max_body_bytes: max_body_bytes?,
         shutdown_grace: shutdown_grace?,
@@ -183,54 +145,11 @@ fn read(
     })
 }
 
-fn read_credentials(
-    reader: &mut Reader<'_>,
-    args: &ServeArgs,
-    warnings: &mut Vec<String>,
-) -> Result<Credentials, Faulted> {
-    let basic = reader.optional(
-        &setting::WEBHOOK_BASIC_AUTH,
-        exposed(&args.webhook_basic_auth),
-        |value| Credentials::parse_basic(value).map_err(|fault| fault.to_string()),
-    );
-    let signing = reader.optional(
-        &setting::WEBHOOK_SIGNING_SECRET,
-        exposed(&args.webhook_signing_secret),
-        |value| Credentials::parse_signing(value).map_err(|fault| fault.to_string()),
-    );
-    match (basic?, signing?) {
-        (None, None) if args.allow_unauthenticated => {
-            warnings.push(
-                "--allow-unauthenticated: anyone who reaches the webhook listener can change \
-                 traits"
-                    .to_owned(),
-            );
-            Ok(Credentials::open())
-        }
-        (None, None) => reader.fault(
-            &setting::WEBHOOK_BASIC_AUTH,
-            format!(
-                "is missing and so is {} ({}): give one of them, or --allow-unauthenticated to \
-                 let anyone send webhooks",
-                setting::WEBHOOK_SIGNING_SECRET.flag,
-                setting::WEBHOOK_SIGNING_SECRET.variable,
-            ),
-        ),
-        (basic, signing) => {
-            if args.allow_unauthenticated {
-                warnings.push(
-                    "--allow-unauthenticated has no effect where credentials are set: webhooks \
-                     need them"
-                        .to_owned(),
-                );
-            }
-            Ok(basic.unwrap_or_default().and(signing.unwrap_or_default()))
-        }
-    }
-}
-
-fn read_destination(
-    reader: &mut Reader<'_>,
+/// The settings of one destination; whatever is read here may stand in its table of the settings
+/// file too, under the flag's name.
+pub(super) fn read_destination(
+    reader: &mut Layers<'_, '_, '_>,
+    name: Result<String, Faulted>,
     args: &ServeArgs,
     warnings: &mut Vec<String>,
 ) -> Result<Destination, Faulted> {
@@ -285,26 +204,30 @@ fn read_destination(
     // Reported with the rest even where the URL was not judged by it.
     allow_http?;
 
+    let whose = match &name {
+        Ok(name) if reader.is_table() => format!("destination {name}: "),
+        _ => String::new(),
+    };
     if let Ok(url) = &api_url
         && url.scheme() == "http"
         && !parse::is_near(url)
     {
-        warnings.push(
-            "--allow-http: the Flagsmith environment key and all traits travel unencrypted"
-                .to_owned(),
-        );
+        warnings.push(format!(
+            "{whose}--allow-http: the Flagsmith environment key and all traits travel unencrypted"
+        ));
     }
     if let Ok(key) = &environment_key
         && !key.expose_secret().starts_with(SERVER_SIDE_KEY)
     {
         warnings.push(format!(
-            "the Flagsmith environment key is not a server-side one ({SERVER_SIDE_KEY}…): writes \
-             stop where client SDKs may not set traits, and where they may, anyone with the key can"
+            "{whose}the Flagsmith environment key is not a server-side one ({SERVER_SIDE_KEY}…): \
+             writes stop where client SDKs may not set traits, and where they may, anyone with the \
+             key can"
         ));
     }
 
     Ok(Destination {
-        name: DEFAULT_NAME.into(),
+        name: name?.as_str().into(),
         api_url: api_url?,
         environment_key: environment_key?,
         on_leave: on_leave?,
@@ -333,28 +256,6 @@ fn read_log_filter(reader: &mut Reader<'_>, environment: &Environment) -> Result
     }
 }
 
-/// The settings file; an empty one where none is named.
-fn read_settings_file(reader: &mut Reader<'_>, args: &ServeArgs) -> Result<SettingsFile, Faulted> {
-    let path = reader.optional(&setting::CONFIG, args.config.as_deref(), |path| {
-        Ok(path.to_owned())
-    })?;
-    let Some(path) = path else {
-        return Ok(SettingsFile::default());
-    };
-    match read_text(Path::new(&path), file::MAX_FILE_BYTES) {
-        Ok(text) => file::parse(&text, &[DEFAULT_NAME]).map_err(|faults| {
-            for fault in faults {
-                reader.note(setting::CONFIG.names(), format!("names {path}; {fault}"));
-            }
-            Faulted
-        }),
-        Err(trouble) => reader.fault(
-            &setting::CONFIG,
-            format!("names {path}, which cannot be read: {trouble}"),
-        ),
-    }
-}
-
 /// Whether two listeners want one port of one address.
 fn clash(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port()
@@ -362,21 +263,24 @@ fn clash(a: SocketAddr, b: SocketAddr) -> bool {
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
-fn exposed(secret: &Option<SecretString>) -> Option<&str> {
+/// A secret's text.
+pub(super) fn exposed(secret: &Option<SecretString>) -> Option<&str> {
     secret.as_ref().map(ExposeSecret::expose_secret)
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use clap::Parser;
 
     use super::*;
+    use crate::cohort::SourceName;
     use crate::config::Database;
-    use crate::config::setting::Setting;
-    use crate::trait_key::ExplicitKey;
+    use crate::config::setting::{Exposure, Setting};
+    use crate::mixpanel::Anonymous;
+    use crate::trait_key::{ExplicitKey, TraitKeyTemplate};
 
     #[derive(Parser)]
     struct Serve {
@@ -531,6 +435,59 @@ const ROWS: &[Row] = &[
         for setting in setting::SERVE {
             assert!(tested.contains(&setting.flag), "{}", setting.flag);
         }
+    }
+
+    #[test]
+    fn settings_of_a_source_or_destination_are_keys_of_its_table_which_win() {
+        let mut of_the_service = Vec::new();
+        for row in ROWS {
+            let Setting { flag, variable, .. } = row.setting;
+            let key = row.setting.key();
+            for (value, expected) in row.values.iter().zip(row.becomes) {
+                let read = |kind: &str, least: &[(&str, &str)]| {
+                    let least = least.iter().filter(|(least, _)| *least != key);
+                    let lines = least.map(|(key, value)| format!("{key} = {value:?}\n"));
+                    let lines: String = lines.collect();
+                    let text = format!("[[{kind}]]\nname = 'a'\n{lines}{key} = {value:?}\n");
+                    let file = secret_file(text.as_bytes());
+                    let path = file.path().to_str().expect("UTF-8");
+                    let other = match kind {
+                        "sources" => ENOUGH[1],
+                        _ => ENOUGH[0],
+                    };
+                    let for_all = row.setting.exposure != Exposure::Secret;
+                    let for_all = for_all.then_some((variable, row.values[0]));
+                    let variables: Vec<_> = [other].into_iter().chain(for_all).collect();
+                    settings(&["--config", path], &variables)
+                };
+                let source = read("sources", &[("basic_auth", "a:b")]);
+                let destination = read("destinations", &[("environment_key", "ser.k")]);
+                match (source, destination) {
+                    (Ok(settings), Err(_)) | (Err(_), Ok(settings)) => {
+                        assert_eq!((row.seen)(&settings), expected, "{flag}");
+                    }
+                    (Err(error), Err(_)) => {
+                        assert!(error.to_string().contains("is not known in"), "{error}");
+                        of_the_service.push(flag);
+                    }
+                    (Ok(_), Ok(_)) => panic!("{flag} is a key of both"),
+                }
+            }
+        }
+        of_the_service.dedup();
+        assert_eq!(
+            of_the_service,
+            [
+                "--listen",
+                "--admin-listen",
+                "--admin-token",
+                "--database-url",
+                "--max-connections",
+                "--max-body-size",
+                "--shutdown-grace",
+                "--log-format",
+            ]
+        );
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub enum Fallback {
     Value(&'static str),
     /// Something that only words describe.
     Described(&'static str),
-    /// Nothing: it must be given.
+    /// Nothing: it must be given, here or for each destination of the settings file.
     Required,
 }
 
@@ -34,6 +34,9 @@ pub enum Exposure {
     /// Never shown; may come from a file that the variable with `_FILE` at its end names.
     Secret,
 }
+
+/// What documents say of a setting that must be given.
+pub const REQUIRED: &str = "required, unless the settings file names destinations";
 
 impl Setting {
     const fn new(flag: &'static str, variable: &'static str, fallback: Fallback) -> Self {
@@ -60,6 +63,17 @@ impl Setting {
         format!("{} ({})", self.flag, self.variable)
     }
 
+    /// Its key in the tables of the settings file: the flag's name, as far as the table does not say
+    /// it.
+    pub fn key(&self) -> String {
+        let name = self.flag.trim_start_matches('-');
+        let name = name
+            .strip_prefix("webhook-")
+            .or_else(|| name.strip_prefix("flagsmith-"))
+            .unwrap_or(name);
+        name.replace('-', "_")
+    }
+
     /// The variable that names a file with the value; secrets alone have one.
     pub fn file_variable(&self) -> Option<String> {
         (self.exposure == Exposure::Secret).then(|| format!("{}_FILE", self.variable))
@@ -75,7 +89,7 @@ impl Setting {
             Fallback::Value(default) | Fallback::Described(default) => {
                 format!("[env: {variables}] [default: {default}]")
             }
-            Fallback::Required => format!("[env: {variables}] [required]"),
+            Fallback::Required => format!("[env: {variables}] [{REQUIRED}]"),
         }
     }
 }

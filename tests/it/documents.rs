@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
@@ -110,7 +109,7 @@ fn row_of(setting: &Setting) -> [String; 3] {
     let default = match setting.fallback {
         Fallback::Value(value) => format!("`{value}`"),
         Fallback::Described(words) => words.to_owned(),
-        Fallback::Required => "required".to_owned(),
+        Fallback::Required => setting::REQUIRED.to_owned(),
     };
     [format!("`{}`", setting.flag), variable, default]
 }
@@ -338,31 +337,53 @@ fn the_example_environment_starts_the_service() {
     }
 }
 
-/// The trait keys that the program reads from a settings file of this text, by cohort.
-fn explicit_keys(text: &str) -> Vec<(String, String)> {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    let variables = [
-        ("COHORT_BRIDGE_CONFIG", file.path().to_str().unwrap()),
-        ("COHORT_BRIDGE_WEBHOOK_BASIC_AUTH", "mixpanel:secret"),
-        ("COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY", "ser.secret"),
-    ]
-    .map(|(variable, value)| (variable.to_owned(), value.to_owned()));
-    settings_of(&variables).sources[0]
-        .explicit_keys
-        .iter()
-        .map(|key| (key.cohort_id.clone(), key.trait_key.clone()))
+/// What the program makes of a settings file of this text. Whatever files it names are there.
+fn settings_file(text: &str) -> Settings {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, secret) in [
+        ("production.key", "ser.production"),
+        ("staging.key", "ser.staging"),
+        ("default.password", "mixpanel:secret"),
+        ("eu.password", "mixpanel:secret"),
+        ("eu.whsec", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"),
+    ] {
+        std::fs::write(folder.path().join(name), secret).unwrap();
+    }
+    let path = folder.path().join("settings.toml");
+    std::fs::write(&path, text).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    settings_of(&[("COHORT_BRIDGE_CONFIG".to_owned(), path)])
+}
+
+/// By source, the trait keys of its cohorts.
+fn explicit_keys(settings: &Settings) -> Vec<(&str, &str, &str)> {
+    let keys = settings.sources.iter().flat_map(|source| {
+        let keys = source.explicit_keys.iter();
+        keys.map(|key| (&*source.name.0, &*key.cohort_id, &*key.trait_key))
+    });
+    keys.collect()
+}
+
+fn destination_names(settings: &Settings) -> Vec<&str> {
+    let destinations = settings.destinations.iter();
+    destinations
+        .map(|destination| &*destination.name.0)
         .collect()
 }
 
 #[test]
 fn the_settings_files_shown_are_ones_that_the_program_takes() {
-    let pair = |id: &str, key: &str| (id.to_owned(), key.to_owned());
-    let trial = pair("5518203", "trial_power_users");
+    let example = settings_file(&text_of("deploy/cohort-bridge.example.toml"));
     assert_eq!(
-        explicit_keys(&text_of("deploy/cohort-bridge.example.toml")),
-        [trial.clone(), pair("5518377", "churn_risk")]
+        explicit_keys(&example),
+        [
+            ("default", "5518203", "trial_power_users"),
+            ("eu", "5518377", "churn_risk")
+        ]
     );
+    assert_eq!(destination_names(&example), ["production", "staging"]);
+    assert_eq!(example.warnings, Vec::<String>::new());
+
     let readme = text_of("README.md");
     let shown: Vec<&str> = readme
         .split("```toml\n")
@@ -372,7 +393,43 @@ fn the_settings_files_shown_are_ones_that_the_program_takes() {
     let [shown] = shown[..] else {
         panic!("one settings file in the README, please: {shown:?}");
     };
-    assert_eq!(explicit_keys(shown), [trial]);
+    let shown = settings_file(shown);
+    assert_eq!(
+        explicit_keys(&shown),
+        [("eu", "5518203", "trial_power_users")]
+    );
+    assert_eq!(destination_names(&shown), ["production", "staging"]);
+    assert_eq!(shown.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn the_example_settings_file_and_the_readme_show_every_key() {
+    let file = text_of("deploy/cohort-bridge.example.toml");
+    let readme = text_of("README.md");
+    let of_the_service = [
+        "--listen",
+        "--admin-listen",
+        "--admin-token",
+        "--database-url",
+        "--max-connections",
+        "--max-body-size",
+        "--shutdown-grace",
+        "--log-format",
+        "--config",
+    ];
+    let settings = setting::SERVE.iter();
+    for setting in settings.filter(|setting| !of_the_service.contains(&setting.flag)) {
+        let key = setting.key();
+        let is_shown = file.lines().any(|line| {
+            let given = line.split_once(" = ").map(|(given, _)| given);
+            given.is_some_and(|given| given == key || given.strip_suffix("_file") == Some(&*key))
+        });
+        assert!(is_shown, "{key} is not in the example");
+        assert!(
+            readme.contains(&format!("`{key}`")),
+            "{key} is not in the README"
+        );
+    }
 }
 
 /// The value behind `key: ` wherever it stands in the manifest, in order.
