@@ -19,6 +19,7 @@ use crate::flagsmith::Flagsmith;
 use crate::gate::{Gate, Signal};
 use crate::logging::IdentifierHash;
 use crate::metrics::DestinationMetrics;
+use crate::pace::Pace;
 use crate::status::{DestinationHealth, DestinationState};
 use crate::store::{Claim, Outcome, Settlement, Store};
 
@@ -78,7 +79,10 @@ pub struct Parts {
 struct Desk {
     waiting: VecDeque<Claim>,
     ended: Vec<Settlement>,
+    /// Whether to call.
     gate: Gate,
+    /// How many times at once.
+    pace: Pace,
     calling: usize,
     closing: bool,
 }
@@ -89,9 +93,25 @@ impl Desk {
     fn record(&mut self, signal: Signal, now: Millis) {
         let was_open = self.gate.is_open();
         self.gate.record(signal, now);
-        if was_open && !self.gate.is_open() {
-            self.ended.extend(self.waiting.drain(..).map(given_back));
+        match (was_open, self.gate.is_open()) {
+            (true, false) => self.ended.extend(self.waiting.drain(..).map(given_back)),
+            (false, true) => self.pace.restart(),
+            _ => {}
         }
+    }
+
+    /// The canary's trait stays.
+    fn canary_succeeded(&mut self) {
+        let was_open = self.gate.is_open();
+        self.gate.canary_succeeded();
+        if !was_open && self.gate.is_open() {
+            self.pace.restart();
+        }
+    }
+
+    /// Calls that may be under way now.
+    fn limit(&self, now: Millis) -> usize {
+        self.gate.limit(now).min(self.pace.limit())
     }
 }
 
@@ -107,7 +127,8 @@ impl Dispatch {
             metrics,
             hash,
         } = parts;
-        let gate = Gate::new(destination.max_in_flight);
+        let pace = Pace::new(destination.max_in_flight);
+        health.set_in_flight_limit(pace.limit());
         Dispatch {
             store,
             clock,
@@ -119,7 +140,8 @@ impl Dispatch {
             desk: Mutex::new(Desk {
                 waiting: VecDeque::new(),
                 ended: Vec::new(),
-                gate,
+                gate: Gate::new(),
+                pace,
                 calling: 0,
                 closing: false,
             }),

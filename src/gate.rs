@@ -1,4 +1,4 @@
-//! Whether a destination is called now, and how many times at once. Pure.
+//! Whether a destination is called now. Pure. How many times at once, [`pace`](crate::pace) says.
 //!
 //! One identity that fails is that identity's trouble; when everything fails, that is an outage,
 //! and calling more often mends nothing. The gate tells them apart by the row of failures without
@@ -6,13 +6,12 @@
 //!
 //! | state | what goes out | what ends it |
 //! |---|---|---|
-//! | open | up to `limit` calls at once | [`OUTAGE_AFTER`] failures in a row, or a reason to halt |
+//! | open | as many calls as the pace allows | [`OUTAGE_AFTER`] failures in a row, or a reason to halt |
 //! | outage | one call a second, the next identity each time | a success: open, at one call at once |
 //! | asked to wait (`Retry-After`) | nothing until then | the time, then as an outage |
 //! | halted | one call, at growing intervals up to [`LONGEST_HALT_PROBE`] | a success |
 //!
-//! After a closure the limit starts at one and doubles with every round of successes, so that a
-//! server that just came back is not flooded.
+//! After a closure the pace begins anew, so that a server that just came back is not flooded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,29 +66,22 @@ struct Closed {
 }
 
 /// The state of one destination.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Gate {
-    ceiling: usize,
-    limit: usize,
     failures_in_a_row: u32,
     closed: Option<Closed>,
 }
 
 impl Gate {
-    /// An open gate for at most `ceiling` calls at once.
-    pub fn new(ceiling: usize) -> Self {
-        Gate {
-            ceiling,
-            limit: ceiling,
-            failures_in_a_row: 0,
-            closed: None,
-        }
+    /// An open gate.
+    pub fn new() -> Self {
+        Gate::default()
     }
 
-    /// Calls that may be under way now.
+    /// Calls that may be under way now, for all that is known of the destination's troubles.
     pub fn limit(&self, now: Millis) -> usize {
         match &self.closed {
-            None => self.limit,
+            None => usize::MAX,
             Some(closed) if !closed.canary && is_reached(closed.probe_at, now) => 1,
             Some(_) => 0,
         }
@@ -162,14 +154,13 @@ impl Gate {
             // A call's success proves nothing where answers look right and nothing is stored.
             Some(closed) if closed.canary => {}
             Some(_) => self.reopen(),
-            None => self.limit = (self.limit + 1).min(self.ceiling),
+            None => {}
         }
     }
 
     fn reopen(&mut self) {
         self.closed = None;
         self.failures_in_a_row = 0;
-        self.limit = 1;
     }
 
     fn failed(&mut self, advised: Option<Duration>, reason: Arc<str>, now: Millis) {
@@ -186,7 +177,6 @@ impl Gate {
             }
             return;
         }
-        self.limit = (self.limit / 2).max(1);
         if advised.is_some() || self.failures_in_a_row >= OUTAGE_AFTER {
             let wait = PROBE_EVERY.max(advised.unwrap_or_default());
             self.closed = Some(Closed {
@@ -239,7 +229,7 @@ mod tests {
     }
 
     fn closed() -> Gate {
-        let mut gate = Gate::new(64);
+        let mut gate = Gate::new();
         for _ in 0..OUTAGE_AFTER {
             gate.record(failure(), 0);
         }
@@ -248,7 +238,7 @@ mod tests {
 
     #[test]
     fn single_failures_between_successes_are_the_identitys_own() {
-        let mut gate = Gate::new(64);
+        let mut gate = Gate::new();
         for _ in 0..100 {
             assert!(gate.failures_count());
             gate.record(failure(), 0);
@@ -258,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_probed_once_a_second_and_ends_in_a_slow_start() {
+    fn an_outage_is_probed_once_a_second_until_a_success() {
         let mut gate = closed();
         assert_eq!(gate.limit(999), 0);
         assert_eq!(gate.limit(1_000), 1);
@@ -267,17 +257,13 @@ mod tests {
         assert!(!gate.failures_count());
         assert_eq!(gate.limit(2_000), 1);
         gate.record(Signal::Success, 2_000);
-        assert_eq!(gate.limit(2_000), 1);
-        gate.record(Signal::Success, 2_000);
-        gate.record(Signal::Success, 2_000);
-        assert_eq!(gate.limit(2_000), 3);
-        (0..100).for_each(|_| gate.record(Signal::Success, 2_000));
-        assert_eq!(gate.limit(2_000), 64);
+        assert!(gate.is_open());
+        assert_eq!(gate.limit(2_000), usize::MAX);
     }
 
     #[test]
     fn advice_closes_at_once_and_is_clamped() {
-        let mut gate = Gate::new(4);
+        let mut gate = Gate::new();
         let advised = |seconds| Signal::Failure {
             advised: Some(Duration::from_secs(seconds)),
             reason: "429".into(),
@@ -290,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_halt_is_probed_ever_less_often_and_a_success_ends_it() {
-        let mut gate = Gate::new(4);
+        let mut gate = Gate::new();
         let mut now = 0;
         for expected in [1_000, 2_000, 4_000, 8_000, 15_000, 15_000] {
             gate.record(halt(false), now);
@@ -304,13 +290,13 @@ mod tests {
 
     #[test]
     fn what_only_the_canary_can_see_only_the_canary_ends() {
-        let mut gate = Gate::new(4);
+        let mut gate = Gate::new();
         gate.record(halt(true), 0);
         gate.record(Signal::Success, 5);
         gate.record(failure(), 5);
         assert_eq!((gate.limit(60_000), gate.wants_canary()), (0, true));
         gate.canary_succeeded();
-        assert_eq!(gate.limit(60_000), 1);
+        assert!(gate.is_open());
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub mod metrics;
 pub mod mixpanel;
 pub mod number;
 pub mod operator;
+pub mod pace;
 pub mod replay;
 pub mod rfc3339;
 pub mod roster;

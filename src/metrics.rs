@@ -394,6 +394,7 @@ mod tests {
                     reason: "wrong key".into(),
                 },
                 in_flight: 0,
+                in_flight_limit: 64,
             }],
             cohorts: Ok(vec![troubled_cohort("7"), cohort("8")]),
         }

@@ -161,6 +161,7 @@ pub struct DestinationHealth {
     name: DestinationName,
     state: Mutex<DestinationState>,
     in_flight: AtomicUsize,
+    in_flight_limit: AtomicUsize,
 }
 
 impl DestinationHealth {
@@ -170,6 +171,7 @@ impl DestinationHealth {
             name,
             state: Mutex::default(),
             in_flight: AtomicUsize::new(0),
+            in_flight_limit: AtomicUsize::new(0),
         }
     }
 
@@ -191,6 +193,11 @@ impl DestinationHealth {
         self.in_flight.store(calls, Ordering::Relaxed);
     }
 
+    /// Says how many calls may be under way.
+    pub fn set_in_flight_limit(&self, calls: usize) {
+        self.in_flight_limit.store(calls, Ordering::Relaxed);
+    }
+
     /// The state now.
     pub fn status(&self) -> DestinationStatus {
         DestinationStatus {
@@ -201,6 +208,7 @@ impl DestinationHealth {
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
+            in_flight_limit: self.in_flight_limit.load(Ordering::Relaxed),
         }
     }
 }
@@ -214,6 +222,8 @@ pub struct DestinationStatus {
     pub state: DestinationState,
     /// Calls under way.
     pub in_flight: usize,
+    /// Calls that the pace allows at once.
+    pub in_flight_limit: usize,
 }
 
 /// Everything the metrics and the status page show, at one moment.

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::{DESK_LOW, Dispatch, SETTLE_AT};
 use crate::backoff::delay_before;
-use crate::clock::millis;
+use crate::clock::{Stopwatch, millis};
 use crate::config::BlankEcho;
 use crate::flagsmith::{BlankVerdict, Disposition, Scope};
 use crate::gate::{Gate, Signal};
 use crate::metrics::WriteOutcome;
+use crate::pace::{Heard, Ticket};
 use crate::status::DestinationState;
 use crate::store::{Claim, Outcome, Settlement};
 
@@ -24,14 +26,14 @@ const BLANK_ECHO: &str = "Flagsmith's answers show no traits, and this Flagsmith
 
 impl Dispatch {
     pub(super) async fn call_on_and_on(self: Arc<Self>) {
-        while let Some(claim) = self.next_claim().await {
-            let (outcome, signal) = self.deliver(&claim).await;
-            self.ended(claim, outcome, signal);
+        while let Some((claim, ticket)) = self.next_claim().await {
+            let (outcome, signal, heard) = self.deliver(&claim).await;
+            self.ended(claim, outcome, signal, (ticket, heard));
         }
     }
 
     /// The next identity to call for; `None` when the desk is closing.
-    async fn next_claim(&self) -> Option<Claim> {
+    async fn next_claim(&self) -> Option<(Claim, Ticket)> {
         loop {
             // Registered before looking, so that no wake-up is missed.
             let woken = self.work.notified();
@@ -42,22 +44,30 @@ impl Dispatch {
                 if desk.closing {
                     return None;
                 }
-                if desk.calling < desk.gate.limit(self.clock.now())
+                if desk.calling < desk.limit(self.clock.now())
                     && let Some(claim) = desk.waiting.pop_front()
                 {
                     desk.calling += 1;
-                    self.health.set_in_flight(desk.calling);
+                    let under_way = desk.calling;
+                    let ticket = desk.pace.begun(under_way);
+                    self.health.set_in_flight(under_way);
                     if desk.waiting.len() == DESK_LOW {
                         self.news.notify_one();
                     }
-                    return Some(claim);
+                    return Some((claim, ticket));
                 }
             }
             woken.await;
         }
     }
 
-    fn ended(&self, claim: Claim, outcome: Outcome, signal: Signal) {
+    fn ended(
+        &self,
+        claim: Claim,
+        outcome: Outcome,
+        signal: Signal,
+        (ticket, heard): (Ticket, Heard),
+    ) {
         let traits = claim.traits.len() as u64;
         let mut desk = self.desk();
         let now = self.clock.now();
@@ -85,9 +95,11 @@ impl Dispatch {
             ended => ended,
         };
         let was_open = desk.gate.is_open();
-        let limit = desk.gate.limit(now);
+        let limit = desk.limit(now);
+        desk.pace.ended(ticket, heard, now);
         desk.record(signal, now);
-        let grew = desk.gate.limit(now) > limit;
+        self.health.set_in_flight_limit(desk.pace.limit());
+        let grew = desk.limit(now) > limit;
         self.tell(&claim, &outcome, &desk.gate);
         self.metrics
             .traits_settled(metric_of(&outcome, &desk.gate), traits);
@@ -116,14 +128,16 @@ impl Dispatch {
         self.tell_state(gate.state());
     }
 
-    async fn deliver(&self, claim: &Claim) -> (Outcome, Signal) {
+    async fn deliver(&self, claim: &Claim) -> (Outcome, Signal, Heard) {
         let traits: Vec<_> = claim
             .traits
             .iter()
             .map(|claimed| (&*claimed.trait_key, claimed.target))
             .collect();
+        let stopwatch = Stopwatch::start();
         let disposition = self.client.write(&claim.identifier, &traits).await;
-        match disposition {
+        let heard = heard(&disposition, stopwatch.elapsed());
+        let (outcome, signal) = match disposition {
             Disposition::Written { may_land_late } => written(may_land_late),
             Disposition::BlankEcho { may_land_late } => {
                 self.judge_blank_echo(claim, may_land_late).await
@@ -149,7 +163,8 @@ impl Dispatch {
                 Signal::Success,
             ),
             Disposition::Halt { reason } => self.halted(reason.into()),
-        }
+        };
+        (outcome, signal, heard)
     }
 
     async fn judge_blank_echo(&self, claim: &Claim, may_land_late: bool) -> (Outcome, Signal) {
@@ -191,7 +206,7 @@ impl Dispatch {
         &self,
         claim: &Claim,
         counts: bool,
-        advised: Option<std::time::Duration>,
+        advised: Option<Duration>,
         may_land_late: bool,
         error: Arc<str>,
     ) -> (Outcome, Signal) {
@@ -225,6 +240,24 @@ impl Dispatch {
                 canary: false,
             },
         )
+    }
+}
+
+/// What an answer tells of the server's load.
+fn heard(disposition: &Disposition, took: Duration) -> Heard {
+    match disposition {
+        Disposition::Written { .. } | Disposition::BlankEcho { .. } => Heard::Answer(took),
+        Disposition::Later {
+            scope: Scope::Destination,
+            ..
+        } => Heard::Busy,
+        Disposition::Later {
+            scope: Scope::Identity,
+            ..
+        } => Heard::Failure,
+        Disposition::NotStored { .. } | Disposition::Refused { .. } | Disposition::Halt { .. } => {
+            Heard::Nothing
+        }
     }
 }
 

@@ -60,7 +60,7 @@ impl Dispatch {
     fn canary_stays(&self, blank: bool) {
         self.blank_is_stored.store(blank, Ordering::Relaxed);
         let mut desk = self.desk();
-        desk.gate.canary_succeeded();
+        desk.canary_succeeded();
         self.tell_state(desk.gate.state());
         drop(desk);
         self.news.notify_one();

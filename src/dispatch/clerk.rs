@@ -94,7 +94,7 @@ impl Dispatch {
         if !probe {
             clerk.last_probed = None;
         }
-        let may_call = desk.gate.limit(now) > 0;
+        let may_call = desk.limit(now) > 0;
         if probe && may_call && !desk.waiting.is_empty() {
             // The probe's time came while it lay there.
             self.work.notify_waiters();

@@ -334,6 +334,7 @@ mod tests {
                 reason: "wrong key".into(),
             });
             destination.set_in_flight(2);
+            destination.set_in_flight_limit(16);
             let admin = web::Data::new(Admin {
                 store: store.clone(),
                 clock: Arc::new(ManualClock::at(100_000)),
@@ -479,7 +480,7 @@ mod tests {
             body,
             json!({"version": env!("CARGO_PKG_VERSION"), "ledger": "ok", "backlog": 0,
                 "destinations": [{"name": "production", "state": "halted",
-                    "reason": "wrong key", "in_flight": 2}]})
+                    "reason": "wrong key", "in_flight": 2, "in_flight_limit": 16}]})
         );
         desk.store.fail_with(Some(|| StoreError::Full));
         let (_, body) = desk.get("/api/v1/status").await;

@@ -208,12 +208,7 @@ fn destinations(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result
             &Waiting(outstanding.pending, outstanding.oldest_pending_ms),
         )?;
         cell(f, "Dead", "number", &Dead(outstanding.dead))?;
-        cell(
-            f,
-            "Calls in flight",
-            "number",
-            &Number(u64::try_from(destination.in_flight).unwrap_or(u64::MAX)),
-        )?;
+        cell(f, "Calls in flight", "number", &InFlight(destination))?;
         row_ends(f)?;
     }
     table_ends(f)
@@ -286,6 +281,16 @@ impl Display for Waiting {
     }
 }
 
+struct InFlight<'a>(&'a DestinationStatus);
+
+impl Display for InFlight<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let number = |calls| Number(u64::try_from(calls).unwrap_or(u64::MAX));
+        let (calls, limit) = (number(self.0.in_flight), number(self.0.in_flight_limit));
+        write!(f, "{calls} <span class=\"soft\">of {limit}</span>")
+    }
+}
+
 struct Dead(u64);
 
 impl Display for Dead {
@@ -324,6 +329,7 @@ mod tests {
                 name: "production".into(),
                 state,
                 in_flight: 1_234,
+                in_flight_limit: 2_048,
             }],
             cohorts: Ok(cohorts),
         }
@@ -389,6 +395,7 @@ mod tests {
             "default/7",
             "<code>mixpanel_cohort_7</code>",
             "1,234,567",
+            "1,234 <span class=\"soft\">of 2,048</span>",
             "oldest 1 min",
             "10 s ago",
             "full sync: 2 of 3 pages",

@@ -14,6 +14,7 @@ mod ledger_model;
 mod membership_model;
 mod mixpanel;
 mod operations;
+mod pace;
 mod people;
 mod readiness;
 mod retire;

@@ -390,6 +390,7 @@ mod tests {
             state: "ok".into(),
             reason: None,
             in_flight: 0,
+            in_flight_limit: 64,
         };
         for (name, value) in [
             ("CohortReply", json!(cohort(None))),

@@ -56,6 +56,8 @@ pub struct DestinationReply {
     pub reason: Option<String>,
     /// Calls under way.
     pub in_flight: usize,
+    /// Calls that may be under way at once: what the destination was found to bear.
+    pub in_flight_limit: usize,
 }
 
 impl From<DestinationStatus> for DestinationReply {
@@ -65,6 +67,7 @@ impl From<DestinationStatus> for DestinationReply {
             state: status.state.as_str().to_owned(),
             reason: status.state.reason().map(str::to_owned),
             in_flight: status.in_flight,
+            in_flight_limit: status.in_flight_limit,
         }
     }
 }
