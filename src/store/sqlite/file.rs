@@ -5,6 +5,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use crate::roster::{Damaged, Roster};
@@ -34,7 +35,20 @@ pub(super) fn connect_reader(path: &Path) -> Result<Connection, StoreError> {
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    keep_statements(&connection)?;
     Ok(connection)
+}
+
+/// Prepared statements that a connection keeps: more than there are different ones.
+const STATEMENTS_KEPT: usize = 256;
+
+/// Has a connection prepare each statement once: to prepare one takes longer than to run it.
+pub(super) fn keep_statements(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    // Else SQLite prepares a statement again wherever its plan might depend on a value that is bound
+    // (a LIMIT, say); nothing here has more than one plan.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
 }
 
 fn user_version(connection: &Connection) -> Result<i64, StoreError> {
@@ -189,4 +203,53 @@ pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::super::ledger::{Ledger, connect};
+    use super::super::people::{HELD_PAGE, page_people};
+    use super::super::sessions::PAGES_TO_DROP;
+    use super::*;
+    use crate::store::SessionRef;
+
+    /// How often a statement ran, and how often it was prepared again.
+    fn runs_and_repreparations(connection: &Connection, sql: &str) -> (i32, i32) {
+        let statement = connection.prepare_cached(sql).unwrap();
+        let of = |status| statement.get_status(status);
+        (of(StatementStatus::Run), of(StatementStatus::RePrepare))
+    }
+
+    fn run_others(connection: &Connection) {
+        for number in 0..STATEMENTS_KEPT - 1 {
+            let other = connection.prepare_cached(&format!("SELECT {number}"));
+            assert!(other.unwrap().exists([]).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_statement_is_prepared_once_whatever_is_bound_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.db");
+        let mut connection = connect(&path).unwrap();
+        migrate(&mut connection).unwrap();
+
+        let mut ledger = Ledger::new(connection, Vec::new(), Vec::new()).unwrap();
+        for limit in 1..=3 {
+            ledger.tidy(limit, 0).unwrap();
+        }
+        let written = runs_and_repreparations(&ledger.connection, PAGES_TO_DROP);
+        assert_eq!(written, (3, 0));
+
+        let reader = connect_reader(&path).unwrap();
+        for number in 1..=3 {
+            let missing = page_people(&reader, SessionRef(number), 1);
+            assert!(missing.is_err());
+        }
+        run_others(&reader);
+        let read = runs_and_repreparations(&reader, HELD_PAGE);
+        assert_eq!(read, (3, 0));
+    }
 }

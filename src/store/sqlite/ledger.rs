@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::cohorts::CohortKey;
+use super::file::keep_statements;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told, Wanted};
 use crate::session::Session;
@@ -64,7 +65,7 @@ pub struct InFlight {
 pub fn connect(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(LOCK_PATIENCE)?;
-    connection.set_prepared_statement_cache_capacity(64);
+    keep_statements(&connection)?;
     connection.execute_batch(&format!(
         // FULL: in WAL mode NORMAL does not sync on commit, and a power cut would lose an
         // acknowledged page.

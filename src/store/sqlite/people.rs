@@ -14,6 +14,10 @@ use crate::mixpanel::SetAside;
 use crate::roster::{Entry, PersonHash, Roster};
 use crate::store::{CohortRef, PagePeople, Recognised, SessionRef, StoreError};
 
+/// A held page.
+pub(super) const HELD_PAGE: &str = "SELECT s.cohort, s.action, i.maps_people, i.roster, i.set_aside FROM session s
+     JOIN session_page p ON p.session = s.id JOIN inbox i ON i.seq = p.inbox_seq WHERE s.id = ?1 AND p.page = ?2";
+
 /// The people of one held page, as the ledger knows them: see
 /// [`Store::page_people`](crate::store::Store::page_people).
 pub fn page_people(
@@ -22,10 +26,7 @@ pub fn page_people(
     page: u32,
 ) -> Result<PagePeople, StoreError> {
     let (cohort, action, maps_people, roster, set_aside) = connection
-        .prepare_cached(
-            "SELECT s.cohort, s.action, i.maps_people, i.roster, i.set_aside FROM session s
-             JOIN session_page p ON p.session = s.id JOIN inbox i ON i.seq = p.inbox_seq WHERE s.id = ?1 AND p.page = ?2",
-        )?
+        .prepare_cached(HELD_PAGE)?
         .query_row(params![session.0, page], |row| {
             Ok((
                 CohortRef(row.get(0)?),

@@ -13,6 +13,10 @@ use crate::run::Habits;
 use crate::session::{Fingerprint, Placement, Session, State};
 use crate::store::{CohortRef, Effect, SESSION_EXPIRES, SessionRef, StoreError};
 
+/// Pages that ended sessions still hold.
+pub(super) const PAGES_TO_DROP: &str = "SELECT p.session, p.page, p.inbox_seq FROM session s
+     JOIN session_page p ON p.session = s.id WHERE s.state = 3 AND s.is_witness = 0 LIMIT ?1";
+
 /// A session and what else is known of it.
 pub(super) struct Found {
     pub(super) number: SessionRef,
@@ -377,11 +381,13 @@ impl Ledger {
             .execute([silent_since])?;
         let held = self
             .connection
-            .prepare_cached(
-                "SELECT p.session, p.page, p.inbox_seq FROM session s JOIN session_page p ON p.session = s.id WHERE s.state = 3 AND s.is_witness = 0 LIMIT ?1",
-            )?
+            .prepare_cached(PAGES_TO_DROP)?
             .query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+                Ok((
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, i64>(2)?,
+                ))
             })?
             .collect::<Result<Vec<_>, _>>()?;
         for (session, page, seq) in &held {
