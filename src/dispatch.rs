@@ -1,7 +1,7 @@
 //! Delivery: brings what a destination was told to what is wanted.
 //!
 //! Level-triggered, as a Kubernetes controller is. A desk holds identities that were claimed in
-//! the ledger; callers take them from there, one call an identity; what ended is settled in the
+//! the ledger, as many as calls end for within about a second; callers take them from there, one call an identity; what ended is settled in the
 //! same transaction that claims more. So the cost of the ledger is shared by some hundred calls,
 //! and a kill leaves nothing that looks written and is not.
 
@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::depth::Depth;
 use crate::clock::{Clock, Millis};
 use crate::config::Destination;
 use crate::flagsmith::Flagsmith;
@@ -26,15 +27,9 @@ use crate::store::{Claim, Outcome, Settlement, Store};
 mod call;
 mod canary;
 mod clerk;
+mod depth;
 
 pub use call::ATTEMPTS;
-
-/// Identities claimed ahead of the calls, at most: some tens of milliseconds of work at full
-/// speed, and few enough that what is claimed is fresh.
-const DESK: usize = 1_024;
-
-/// The desk is filled up again when it holds no more than this.
-const DESK_LOW: usize = DESK / 2;
 
 /// Calls settled in one transaction at most, while others go on.
 const SETTLE_AT: usize = 256;
@@ -78,6 +73,9 @@ pub struct Parts {
 /// What lies between the ledger and the calls.
 struct Desk {
     waiting: VecDeque<Claim>,
+    /// It is filled up again when it holds no more than this.
+    low: usize,
+    depth: Depth,
     ended: Vec<Settlement>,
     /// Whether to call.
     gate: Gate,
@@ -94,7 +92,7 @@ impl Desk {
         let was_open = self.gate.is_open();
         self.gate.record(signal, now);
         match (was_open, self.gate.is_open()) {
-            (true, false) => self.ended.extend(self.waiting.drain(..).map(given_back)),
+            (true, false) => self.give_back_beyond(0),
             (false, true) => self.pace.restart(),
             _ => {}
         }
@@ -107,6 +105,13 @@ impl Desk {
         if !was_open && self.gate.is_open() {
             self.pace.restart();
         }
+    }
+
+    /// Leaves the first so many of what waits.
+    fn give_back_beyond(&mut self, left: usize) {
+        let too_many = left.min(self.waiting.len())..;
+        self.ended
+            .extend(self.waiting.drain(too_many).map(given_back));
     }
 
     /// Calls that may be under way now.
@@ -129,6 +134,7 @@ impl Dispatch {
         } = parts;
         let pace = Pace::new(destination.max_in_flight);
         health.set_in_flight_limit(pace.limit());
+        let depth = Depth::new(clock.now());
         Dispatch {
             store,
             clock,
@@ -139,6 +145,8 @@ impl Dispatch {
             hash,
             desk: Mutex::new(Desk {
                 waiting: VecDeque::new(),
+                low: 0,
+                depth,
                 ended: Vec::new(),
                 gate: Gate::new(),
                 pace,

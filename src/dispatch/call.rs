@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{DESK_LOW, Dispatch, SETTLE_AT};
+use super::{Dispatch, SETTLE_AT};
 use crate::backoff::delay_before;
 use crate::clock::{Stopwatch, millis};
 use crate::config::BlankEcho;
@@ -51,7 +51,7 @@ impl Dispatch {
                     let under_way = desk.calling;
                     let ticket = desk.pace.begun(under_way);
                     self.health.set_in_flight(under_way);
-                    if desk.waiting.len() == DESK_LOW {
+                    if desk.waiting.len() == desk.low {
                         self.news.notify_one();
                     }
                     return Some((claim, ticket));
@@ -72,6 +72,7 @@ impl Dispatch {
         let mut desk = self.desk();
         let now = self.clock.now();
         desk.calling -= 1;
+        desk.depth.ended(1, now);
         self.health.set_in_flight(desk.calling);
         let outcome = match outcome {
             Outcome::Retry {

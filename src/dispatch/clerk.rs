@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{DESK, DESK_LOW, Desk, Dispatch, SETTLE_AT, given_back};
+use super::depth::STALE_AFTER;
+use super::{Desk, Dispatch, SETTLE_AT, given_back};
 use crate::clock::{Millis, millis};
 use crate::store::{Claims, Settlement};
 
@@ -30,6 +31,10 @@ struct Clerk {
     /// The identity of the last probe, while the gate is closed.
     last_probed: Option<Arc<str>>,
     not_before: Millis,
+    /// When the desk was last filled up, or seen to lie for long.
+    filled_at: Millis,
+    /// The last batch had as many identities as were asked for.
+    found_all: bool,
 }
 
 /// What the clerk asks of the ledger next.
@@ -101,20 +106,18 @@ impl Dispatch {
         }
         let limit = if probe {
             usize::from(may_call && desk.calling == 0 && desk.waiting.is_empty())
-        } else if desk.waiting.len() <= DESK_LOW {
-            DESK - desk.waiting.len()
         } else {
-            0
+            clerk.look_at(&mut desk, now);
+            if clerk.is_sweeping(now) {
+                clerk.room_on(&mut desk, now)
+            } else {
+                0
+            }
         };
         let after = match &clerk.sweep {
             _ if probe => clerk.probed.clone(),
             Sweep::At(after) => after.clone(),
             Sweep::Resting(_) => None,
-        };
-        let limit = if probe || clerk.is_sweeping(now) {
-            limit
-        } else {
-            0
         };
         let settle_now = desk.ended.len() >= SETTLE_AT || desk.waiting.is_empty();
         if limit == 0 && (desk.ended.is_empty() || !settle_now) {
@@ -148,6 +151,10 @@ impl Dispatch {
         match exchanged {
             Ok(claims) if probe => self.probe(clerk, limit, after, claims, now),
             Ok(claims) => {
+                if limit > 0 {
+                    clerk.filled_at = now;
+                    clerk.found_all = claims.claims.len() >= limit;
+                }
                 clerk.swept(limit, &claims);
                 self.put_on_the_desk(claims);
             }
@@ -241,7 +248,36 @@ impl Clerk {
             probed: None,
             last_probed: None,
             not_before: Millis::MIN,
+            filled_at: Millis::MIN,
+            found_all: false,
         }
+    }
+
+    /// Where the desk has lain for long, calls take longer than when it was filled: what is too
+    /// much on it by now is given back.
+    fn look_at(&mut self, desk: &mut Desk, now: Millis) {
+        if (self.filled_at..self.filled_at.saturating_add(STALE_AFTER)).contains(&now) {
+            return;
+        }
+        self.filled_at = now;
+        desk.depth.calm_down();
+        let wanted = desk.depth.wanted(now);
+        desk.give_back_beyond(wanted);
+    }
+
+    /// How many more identities the desk should hold.
+    fn room_on(&self, desk: &mut Desk, now: Millis) -> usize {
+        desk.low = desk.depth.wanted(now) / 2;
+        if desk.waiting.len() > desk.low {
+            return 0;
+        }
+        let callers_wait = desk.waiting.is_empty() && desk.calling < desk.limit(now);
+        if !callers_wait {
+            desk.depth.kept_up();
+        } else if self.found_all {
+            desk.depth.ran_dry();
+        }
+        desk.depth.wanted(now) - desk.waiting.len()
     }
 
     fn is_sweeping(&mut self, now: Millis) -> bool {
@@ -278,11 +314,17 @@ impl Clerk {
 
     fn wake_at(&self, desk: &Desk, now: Millis) -> Option<Millis> {
         let at = if desk.gate.is_open() {
-            match &self.sweep {
+            let lies_long = (!desk.waiting.is_empty()).then(|| self.filled_at + STALE_AFTER);
+            let rests = match &self.sweep {
                 Sweep::Resting(until) => *until,
                 // Mid-sweep with a full desk: a caller will say when there is room.
                 Sweep::At(_) => None,
-            }
+            };
+            rests
+                .filter(|at| *at > now)
+                .into_iter()
+                .chain(lies_long)
+                .min()
         } else if desk.calling > 0 {
             // The end of the probe says when to go on.
             None

@@ -519,8 +519,9 @@ pub trait Store: Send + Sync + 'static {
     /// pages of ended ones. Returns how much it did; zero when there is nothing left.
     async fn tidy(&self, limit: usize, now: Millis) -> Result<usize, StoreError>;
 
-    /// Settles calls that ended, then claims at most `limit` identities that are due, in
-    /// identifier order behind `after`; one durable transaction.
+    /// Settles calls that ended, then claims at most `limit` identities that are due; one durable
+    /// transaction. Up to three of four are those that must not wait, which come first; the others
+    /// come in identifier order behind `after`, and so does one alone.
     async fn exchange(
         &self,
         destination: &DestinationName,

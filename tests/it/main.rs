@@ -9,6 +9,7 @@ mod fold_model;
 mod front_door;
 mod guard;
 mod kills;
+mod lanes;
 mod ledger;
 mod ledger_model;
 mod membership_model;

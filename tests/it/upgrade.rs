@@ -1,4 +1,4 @@
-//! A ledger of version 1 under the present program.
+//! Ledgers of earlier versions under the present program.
 
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use crate::support::fast_temp_dir;
 use crate::support::ledger::{Ledger, START, member};
 
 const VERSION_1: &str = include_str!("../../src/store/migrations/sqlite/0001_ledger.sql");
+const VERSION_2: &str = include_str!("../../src/store/migrations/sqlite/0002_exact_membership.sql");
 
 /// A page's people as version 1 wrote them.
 fn roster(identifiers: &[&str]) -> Vec<u8> {
@@ -191,4 +192,37 @@ async fn a_session_that_the_upgrade_interrupts_goes_on() {
         ledger.with_trait(&["eve", "fay", "gil"]).await,
         "eve fay gil"
     );
+}
+
+/// Of version 2: a hundred join, and behind them all one leaves.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waited_to_leave_waits_no_longer_behind_all_others() {
+    let folder = fast_temp_dir();
+    let connection = Connection::open(folder.path().join("ledger.db")).unwrap();
+    connection
+        .execute_batch(&format!(
+            "{VERSION_1}; {VERSION_2};
+             PRAGMA user_version = 2;
+             INSERT INTO destination VALUES (1, 'default');
+             INSERT INTO trait VALUES (1, 'seven', 1);
+             INSERT INTO cohort (id, source, project_id, cohort_id, name, trait, identified_by, last_heard_at)
+                 VALUES (1, 'default', '1', '7', 'seven', 1, '', {START});
+             WITH RECURSIVE number (n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM number WHERE n < 99)
+             INSERT INTO pending (destination, identifier, trait, wanted, told, since)
+                 SELECT 1, format('ann%02d', n), 1, 1, 0, {START} FROM number;
+             INSERT INTO pending (destination, identifier, trait, wanted, told, since) VALUES (1, 'zoe', 1, 0, 1, {START});
+             INSERT INTO backlog VALUES (1, 1, 1, {START} / 1000, 100), (1, 1, 0, {START} / 1000, 1);"
+        ))
+        .unwrap();
+    drop(connection);
+    let ledger = Ledger::over(folder, Default::default(), None);
+    let name = "default".into();
+    let claims = ledger
+        .store()
+        .exchange(&name, Vec::new(), None, 4, START)
+        .await
+        .unwrap()
+        .claims;
+    let called: Vec<_> = claims.iter().map(|claim| &*claim.identifier).collect();
+    assert_eq!(called, ["zoe", "ann00", "ann01", "ann02"]);
 }

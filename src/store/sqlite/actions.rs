@@ -69,6 +69,7 @@ impl Ledger {
                 Told::Unknown,
                 letter.late,
                 now,
+                None,
             )?;
             let mut tally = Tally::new(letter.destination);
             tally.add(letter.number, letter.wanted, now, 1);
@@ -124,7 +125,16 @@ impl Ledger {
                 }
                 None => {
                     let late = self.take_dead(id, identifier, number)?.unwrap_or_default();
-                    self.insert_pending(id, identifier, number, *wanted, Told::Unknown, late, now)?;
+                    self.insert_pending(
+                        id,
+                        identifier,
+                        number,
+                        *wanted,
+                        Told::Unknown,
+                        late,
+                        now,
+                        None,
+                    )?;
                     tally.add(number, *wanted, now, 1);
                 }
             }

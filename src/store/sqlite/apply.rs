@@ -45,7 +45,8 @@ impl Ledger {
             // The cohort was retired meanwhile.
             return Ok(Applied::Done);
         }
-        let (changes, through) = work_out(&self.connection, chunk)?;
+        let (mut changes, through) = work_out(&self.connection, chunk)?;
+        changes.of_small_session = self.is_small(chunk.session)?;
         self.write_marks(chunk, &changes)?;
         self.change_cohort(chunk.cohort, &changes, now)?;
         if chunk.holds_removals {
@@ -435,6 +436,8 @@ pub(super) struct Changes {
     pub(super) rows: Vec<RowChange>,
     pub(super) traits: Vec<(usize, Change)>,
     pub(super) marks: Vec<MarkChange>,
+    /// Destinations may hear of it before what has been pending for longer.
+    pub(super) of_small_session: bool,
 }
 
 /// A changed row.

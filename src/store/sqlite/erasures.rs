@@ -158,6 +158,7 @@ impl Ledger {
                         identifier,
                         number,
                         Wanted::Erased,
+                        Some(now),
                         held,
                         on_leave,
                         &mut tally,
@@ -189,6 +190,7 @@ impl Ledger {
                             told,
                             late,
                             now,
+                            Some(now),
                         )?;
                         tally.add(number, Wanted::Erased, now, 1);
                     }

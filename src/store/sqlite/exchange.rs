@@ -39,20 +39,25 @@ impl Ledger {
             .iter()
             .map(|settlement| &*settlement.claim.identifier)
             .collect();
+        // One of each four stays with the sweep, however much is new.
+        let express = self.take_express(destination, limit - limit.div_ceil(4), now, &settled)?;
         let Swept {
             found,
             resume_after,
             next_due,
             passed_over,
-        } = self.sweep(destination, after, limit, now, &settled)?;
+        } = self.sweep(destination, after, limit - express.len(), now, &settled)?;
         let in_flight = &mut self.destinations[destination].in_flight;
         for identifier in passed_over {
             if let Some(call) = in_flight.get_mut(&identifier) {
                 call.passed_over = true;
             }
         }
-        let mut claims = Vec::with_capacity(found.len());
-        for (identifier, rows) in &found {
+        let mut claims = Vec::with_capacity(express.len() + found.len());
+        let swept = found
+            .iter()
+            .filter(|(identifier, _)| !express.contains(identifier));
+        for (identifier, rows) in express.found.iter().chain(swept) {
             claims.extend(self.claim(destination, identifier, rows, now)?);
         }
         Ok(Claims {

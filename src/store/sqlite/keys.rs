@@ -171,6 +171,7 @@ impl Ledger {
                 identifier,
                 trait_move.number,
                 wanted,
+                None,
                 held,
                 on_leave,
                 tally,
@@ -192,6 +193,7 @@ impl Ledger {
                 told,
                 dead.unwrap_or_default(),
                 now,
+                None,
             )?;
             tally.add(trait_move.number, wanted, now, 1);
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::cohorts::CohortKey;
+use super::express::Turn;
 use super::file::keep_statements;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told, Wanted};
@@ -50,6 +51,8 @@ pub struct DestinationState {
     pub in_flight: HashMap<Arc<str>, InFlight>,
     /// When this process first claimed: what an earlier one sent was sent before that.
     pub first_claim_at: Option<Millis>,
+    /// Whose turn it is in the express lane.
+    pub(super) express: Turn,
 }
 
 /// A call under way.
@@ -102,6 +105,7 @@ impl Ledger {
                 rules,
                 in_flight: HashMap::new(),
                 first_claim_at: None,
+                express: Turn::default(),
             });
         }
         Ok(Ledger {

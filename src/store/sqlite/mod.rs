@@ -28,6 +28,7 @@ mod apply;
 mod cohorts;
 mod erasures;
 mod exchange;
+mod express;
 mod file;
 mod inbox;
 mod keys;

@@ -14,8 +14,16 @@ use crate::clock::Millis;
 use crate::cohort::{OnLeave, Target, Told, Wanted};
 use crate::store::{StoreError, TraitRef};
 
+/// What most of a first sync is inserted with.
 static INSERT_PENDING: LazyLock<Insert<8>> = LazyLock::new(|| {
     Insert::into("pending (destination, identifier, trait, wanted, told, since, sent, late_until)")
+});
+
+/// The same, where some enter the express lane.
+static INSERT_EXPRESS: LazyLock<Insert<9>> = LazyLock::new(|| {
+    Insert::into(
+        "pending (destination, identifier, trait, wanted, told, since, sent, late_until, express_at)",
+    )
 });
 
 impl Ledger {
@@ -33,6 +41,11 @@ impl Ledger {
             .prepare_cached("SELECT 1 FROM dead_letter WHERE destination = ?1 LIMIT 1")?
             .exists([id])?;
         let has_strangers = self.has_strangers(id, number)?;
+        let joins = changes
+            .traits()
+            .filter(|(_, change)| change.now.is_some_and(Standing::is_wanted));
+        let mut entry =
+            self.express_entry(id, number, joins.count(), changes.of_small_session, now)?;
         let mut tally = Tally::new(id);
         let mut unheard = Vec::new();
         for (identifier, change) in changes.traits() {
@@ -49,7 +62,10 @@ impl Ledger {
             };
             match held {
                 Some(held) => {
-                    self.change_held(id, identifier, number, wanted, held, on_leave, &mut tally)?
+                    let express_at = entry.next(wanted);
+                    self.change_held(
+                        id, identifier, number, wanted, express_at, held, on_leave, &mut tally,
+                    )?
                 }
                 None => {
                     let told = match dead {
@@ -62,6 +78,7 @@ impl Ledger {
                             wanted,
                             told,
                             late: dead.unwrap_or_default(),
+                            express_at: entry.next(wanted),
                         });
                         tally.add(number, wanted, now, 1);
                     }
@@ -92,6 +109,7 @@ impl Ledger {
         identifier: &str,
         number: TraitRef,
         wanted: Wanted,
+        express_at: Option<Millis>,
         held: Held,
         on_leave: OnLeave,
         tally: &mut Tally,
@@ -109,10 +127,18 @@ impl Ledger {
             let watched_until = held.late_until.filter(|_| !needs_write);
             self.connection
                 .prepare_cached(
-                    "UPDATE pending SET wanted = ?4, due_at = CASE WHEN error IS NULL THEN ?5 ELSE due_at END
+                    "UPDATE pending SET wanted = ?4, due_at = CASE WHEN error IS NULL THEN ?5 ELSE due_at END,
+                            express_at = coalesce(CASE WHEN error IS NULL THEN ?6 ELSE max(?6, coalesce(due_at, ?6)) END, express_at)
                      WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
-                .execute(params![destination, identifier, number.0, wanted_stored(wanted), watched_until])?;
+                .execute(params![
+                    destination,
+                    identifier,
+                    number.0,
+                    wanted_stored(wanted),
+                    watched_until,
+                    watched_until.or(express_at)
+                ])?;
         } else {
             self.delete_pending(destination, identifier, number)?;
         }
@@ -152,12 +178,14 @@ impl Ledger {
         told: Told,
         late: Late,
         since: Millis,
+        express_at: Option<Millis>,
     ) -> Result<(), StoreError> {
         let unheard = Unheard {
             identifier,
             wanted,
             told,
             late,
+            express_at,
         };
         self.insert_all_pending(destination, number, &[unheard], since)
     }
@@ -169,18 +197,16 @@ impl Ledger {
         unheard: &[Unheard<'_>],
         since: Millis,
     ) -> Result<(), StoreError> {
-        INSERT_PENDING.all(&self.connection, unheard, |row| {
-            [
-                ValueRef::Integer(destination),
-                row.identifier.into(),
-                ValueRef::Integer(number.0),
-                ValueRef::Integer(wanted_stored(row.wanted)),
-                told_stored(row.told).map(ValueRef::Integer).into(),
-                ValueRef::Integer(since),
-                row.late.sent.map(ValueRef::Integer).into(),
-                row.late.until.map(ValueRef::Integer).into(),
-            ]
-        })?;
+        if unheard.iter().any(|row| row.express_at.is_some()) {
+            INSERT_EXPRESS.all(&self.connection, unheard, |row| {
+                row.values(destination, number, since)
+            })?;
+        } else {
+            INSERT_PENDING.all(&self.connection, unheard, |row| {
+                let values = row.values(destination, number, since);
+                std::array::from_fn(|at| values[at])
+            })?;
+        }
         let state = self
             .destinations
             .iter_mut()
@@ -262,6 +288,24 @@ struct Unheard<'a> {
     wanted: Wanted,
     told: Told,
     late: Late,
+    express_at: Option<Millis>,
+}
+
+impl Unheard<'_> {
+    /// The values of its row, in the order of [`INSERT_EXPRESS`].
+    fn values(&self, destination: i64, number: TraitRef, since: Millis) -> [ValueRef<'_>; 9] {
+        [
+            ValueRef::Integer(destination),
+            self.identifier.into(),
+            ValueRef::Integer(number.0),
+            ValueRef::Integer(wanted_stored(self.wanted)),
+            told_stored(self.told).map(ValueRef::Integer).into(),
+            ValueRef::Integer(since),
+            self.late.sent.map(ValueRef::Integer).into(),
+            self.late.until.map(ValueRef::Integer).into(),
+            self.express_at.map(ValueRef::Integer).into(),
+        ]
+    }
 }
 
 /// What calls without a known end may still bring about.

@@ -177,7 +177,7 @@ impl Ledger {
         if overwritable {
             self.connection
                 .prepare_cached(
-                    "UPDATE pending SET due_at = ?4, late_until = ?5, attempts = 0, error = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+                    "UPDATE pending SET due_at = ?4, express_at = coalesce(?4, express_at), late_until = ?5, attempts = 0, error = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
                 .execute(params![state.id, identifier, claimed.number.0, due_at, late_until])?;
             return Ok(());
@@ -185,7 +185,7 @@ impl Ledger {
         if told.needs_write(target) || late_until.is_some() {
             self.connection
                 .prepare_cached(
-                    "UPDATE pending SET told = ?4, sent = ?5, late_until = ?6, due_at = ?7, attempts = 0, error = NULL
+                    "UPDATE pending SET told = ?4, sent = ?5, late_until = ?6, due_at = ?7, express_at = coalesce(?7, express_at), attempts = 0, error = NULL
                      WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
                 .execute(params![
@@ -231,12 +231,14 @@ impl Ledger {
         late_until: Option<Millis>,
         error: &str,
     ) -> Result<(), StoreError> {
-        // Where this call left nothing behind and none before it did, nothing can land late.
+        // Where this call left nothing behind and none before it did, nothing can land late. Where
+        // something may, somebody has to say otherwise in time; else the sweep's rows stay its own.
         self.connection
             .prepare_cached(
                 "UPDATE pending SET due_at = ?4, attempts = attempts + ?5, error = ?6,
                         late_until = coalesce(?7, late_until),
-                        sent = CASE WHEN coalesce(?7, late_until) IS NULL THEN NULL ELSE sent END
+                        sent = CASE WHEN coalesce(?7, late_until) IS NULL THEN NULL ELSE sent END,
+                        express_at = CASE WHEN coalesce(?7, late_until, express_at) IS NULL THEN NULL ELSE ?4 END
                  WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?
             .execute(params![

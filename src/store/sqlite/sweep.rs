@@ -28,6 +28,21 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// Reads `identifier, trait, wanted, sent, late_until, attempts, due_at, since, told`.
+    fn read(row: &rusqlite::Row<'_>, linger_ms: Millis) -> rusqlite::Result<Self> {
+        let since: Millis = row.get(7)?;
+        let due_at: Option<Millis> = row.get(6)?;
+        Ok(Row {
+            number: TraitRef(row.get(1)?),
+            wanted: wanted_from(row.get(2)?),
+            sent: row.get::<_, Option<i64>>(3)?.unwrap_or(0),
+            late_until: row.get(4)?,
+            attempts: row.get(5)?,
+            due_at: due_at.unwrap_or(since + linger_ms),
+            told: told_from(row.get(8)?),
+        })
+    }
+
     /// Whether a call under way for the identity carries what is wanted here.
     fn is_being_sent(&self, on_leave: OnLeave) -> bool {
         let target = Target::of(self.wanted, on_leave);
@@ -137,19 +152,28 @@ impl Ledger {
                 sweep.open(identifier, busy);
             }
             seen += 1;
-            let since: Millis = row.get(7)?;
-            let due_at: Option<Millis> = row.get(6)?;
-            sweep.rows.push(Row {
-                number: TraitRef(row.get(1)?),
-                wanted: wanted_from(row.get(2)?),
-                sent: row.get::<_, Option<i64>>(3)?.unwrap_or(0),
-                late_until: row.get(4)?,
-                attempts: row.get(5)?,
-                due_at: due_at.unwrap_or(since + state.rules.linger_ms),
-                told: told_from(row.get(8)?),
-            });
+            sweep.rows.push(Row::read(row, state.rules.linger_ms)?);
         }
         sweep.close();
         Ok(sweep.swept)
+    }
+
+    /// All rows of one identity.
+    pub(super) fn rows_of(
+        &self,
+        destination: usize,
+        identifier: &str,
+    ) -> Result<Vec<Row>, StoreError> {
+        let state = &self.destinations[destination];
+        let mut statement = self.connection.prepare_cached(
+            "SELECT identifier, trait, wanted, sent, late_until, attempts, due_at, since, told FROM pending
+             WHERE destination = ?1 AND identifier = ?2 ORDER BY trait",
+        )?;
+        let mut rows = statement.query(params![state.id, identifier])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push(Row::read(row, state.rules.linger_ms)?);
+        }
+        Ok(found)
     }
 }

@@ -1,0 +1,148 @@
+//! How many identities are claimed ahead of the calls: as many as calls end for within about a
+//! second. Pure.
+//!
+//! What lies on the desk is older than what the ledger says by now: a newer change of the person
+//! would cost a second call, and a change that must not wait stands behind it. Before a server that
+//! takes ten calls a second, a desk of a thousand would be two minutes of that.
+
+use crate::clock::Millis;
+
+/// Identities claimed ahead, at most: some tens of milliseconds of work at full speed, and few enough
+/// that a transaction of the ledger stays short.
+pub(super) const MOST: usize = 1_024;
+
+/// Identities claimed ahead at least, however slowly calls end: the desk is filled up at half of it,
+/// and a batch of one would never look at what is new.
+const LEAST: usize = 4;
+
+/// Milliseconds in which calls are counted; the last two spans count.
+const SPAN: Millis = 500;
+
+/// How long a desk may lie before what is too much on it is given back.
+pub(super) const STALE_AFTER: Millis = 2_000;
+
+/// Counts identities whose calls ended.
+#[derive(Clone, Debug)]
+pub(super) struct Depth {
+    least: usize,
+    span_began: Millis,
+    in_this_span: usize,
+    in_the_last: usize,
+}
+
+impl Depth {
+    pub(super) fn new(now: Millis) -> Self {
+        Depth {
+            least: LEAST,
+            span_began: now,
+            in_this_span: 0,
+            in_the_last: 0,
+        }
+    }
+
+    /// The calls of so many identities ended.
+    pub(super) fn ended(&mut self, identities: usize, now: Millis) {
+        self.turn_to(now);
+        self.in_this_span += identities;
+    }
+
+    /// Callers stood before an empty desk: the ledger was slower than they were.
+    pub(super) fn ran_dry(&mut self) {
+        self.least = (self.least * 2).min(MOST);
+    }
+
+    /// The desk was filled up in time.
+    pub(super) fn kept_up(&mut self) {
+        self.least = (self.least / 2).max(LEAST);
+    }
+
+    /// What was claimed lay for long.
+    pub(super) fn calm_down(&mut self) {
+        self.least = LEAST;
+    }
+
+    /// How many to have ahead now.
+    pub(super) fn wanted(&mut self, now: Millis) -> usize {
+        self.turn_to(now);
+        (self.in_the_last + self.in_this_span).clamp(self.least, MOST)
+    }
+
+    fn turn_to(&mut self, now: Millis) {
+        let since = now.saturating_sub(self.span_began);
+        if (0..SPAN).contains(&since) {
+            return;
+        }
+        // A clock that was set begins again.
+        let is_next = (SPAN..2 * SPAN).contains(&since);
+        self.in_the_last = if is_next { self.in_this_span } else { 0 };
+        self.in_this_span = 0;
+        self.span_began = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn it_follows_the_calls_and_forgets_a_pause() {
+        let mut depth = Depth::new(0);
+        assert_eq!(depth.wanted(0), LEAST);
+        for call in 0..100 {
+            depth.ended(1, call * 10);
+        }
+        assert_eq!(depth.wanted(990), 100);
+        assert_eq!(depth.wanted(1_100), 50);
+        assert_eq!(depth.wanted(60_000), LEAST);
+    }
+
+    #[test]
+    fn calls_that_take_no_time_fill_the_desk() {
+        let mut depth = Depth::new(7);
+        depth.ended(5_000, 7);
+        assert_eq!(depth.wanted(7), MOST);
+    }
+
+    #[test]
+    fn a_slow_ledger_is_asked_for_more_until_it_keeps_up() {
+        let mut depth = Depth::new(0);
+        for _ in 0..20 {
+            depth.ran_dry();
+        }
+        assert_eq!(depth.wanted(0), MOST);
+        for _ in 0..20 {
+            depth.kept_up();
+        }
+        assert_eq!(depth.wanted(0), LEAST);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_stops_nothing() {
+        let mut depth = Depth::new(1_000_000);
+        depth.ended(50, 1_000_000);
+        assert_eq!(depth.wanted(5), LEAST);
+        depth.ended(50, 6);
+        assert_eq!(depth.wanted(7), 50);
+    }
+
+    proptest! {
+        /// Against a list of when every call ended.
+        #[test]
+        fn what_ended_in_the_last_moments_is_claimed_ahead(gaps in prop::collection::vec(0_i64..400, 1..200)) {
+            let mut depth = Depth::new(0);
+            let mut now = 0;
+            let mut ended = Vec::new();
+            for gap in gaps {
+                now += gap;
+                depth.ended(1, now);
+                ended.push(now);
+                let within = |span| ended.iter().filter(|at| now - **at < span).count();
+                let wanted = depth.wanted(now);
+                prop_assert!(wanted <= within(3 * SPAN).max(LEAST));
+                prop_assert!(wanted >= within(1).clamp(LEAST, MOST));
+            }
+        }
+    }
+}
