@@ -114,6 +114,9 @@ pub struct ServeArgs {
     /// Concurrent calls to a destination at most.
     #[arg(long, value_name = "CALLS")]
     pub max_in_flight: Option<String>,
+    /// Calls a second to a destination at most; a fraction allows fewer than one.
+    #[arg(long, value_name = "RATE")]
+    pub max_calls_per_second: Option<String>,
     /// Size of a webhook's body at most, from 64KiB to 1GiB.
     #[arg(long, value_name = "SIZE")]
     pub max_body_size: Option<String>,
@@ -540,6 +543,12 @@ mod tests {
             "<CALLS>",
             "COHORT_BRIDGE_MAX_IN_FLIGHT",
             "64",
+        ),
+        (
+            "--max-calls-per-second",
+            "<RATE>",
+            "COHORT_BRIDGE_MAX_CALLS_PER_SECOND",
+            "none",
         ),
         (
             "--max-body-size",

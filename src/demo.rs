@@ -145,6 +145,7 @@ fn settings(folder: &Path, standin: &StandIn, pair: &str) -> anyhow::Result<Sett
         blank_echo: BlankEcho::Halt,
         linger: Duration::from_millis(200),
         max_in_flight: 16,
+        max_calls_per_second: None,
         late_write_window: Duration::from_secs(60),
         canary_interval: Duration::from_secs(15 * 60),
     };

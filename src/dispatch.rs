@@ -19,6 +19,7 @@ use crate::config::Destination;
 use crate::flagsmith::Flagsmith;
 use crate::gate::{Gate, Signal};
 use crate::logging::IdentifierHash;
+use crate::meter::Meter;
 use crate::metrics::DestinationMetrics;
 use crate::pace::Pace;
 use crate::status::{DestinationHealth, DestinationState};
@@ -40,6 +41,7 @@ pub struct Dispatch {
     clock: Arc<dyn Clock>,
     destination: Arc<Destination>,
     client: Flagsmith,
+    meter: Arc<Meter>,
     health: Arc<DestinationHealth>,
     metrics: DestinationMetrics,
     hash: IdentifierHash,
@@ -82,6 +84,8 @@ struct Desk {
     /// How many times at once.
     pace: Pace,
     calling: usize,
+    /// A caller waits for the time of the next call.
+    is_timed: bool,
     closing: bool,
 }
 
@@ -132,6 +136,11 @@ impl Dispatch {
             metrics,
             hash,
         } = parts;
+        let meter = Arc::new(Meter::new(
+            Arc::clone(&clock),
+            destination.max_calls_per_second,
+        ));
+        let client = client.metered_by(Arc::clone(&meter));
         let pace = Pace::new(destination.max_in_flight);
         health.set_in_flight_limit(pace.limit());
         let depth = Depth::new(clock.now());
@@ -140,6 +149,7 @@ impl Dispatch {
             clock,
             destination,
             client,
+            meter,
             health,
             metrics,
             hash,
@@ -151,6 +161,7 @@ impl Dispatch {
                 gate: Gate::new(),
                 pace,
                 calling: 0,
+                is_timed: false,
                 closing: false,
             }),
             work: Notify::new(),

@@ -5,6 +5,7 @@
 //! looks like: such a call is repeated at once, once, because every call here may be repeated.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -16,6 +17,7 @@ use url::{Host, Url};
 
 use crate::cohort::{DestinationName, Target};
 use crate::config::{BlankEcho, Destination};
+use crate::meter::Meter;
 
 mod disposition;
 mod echo;
@@ -120,6 +122,7 @@ pub struct Flagsmith {
     blank_echo: BlankEcho,
     max_answer_bytes: usize,
     observer: Option<Observer>,
+    meter: Option<Arc<Meter>>,
 }
 
 impl fmt::Debug for Flagsmith {
@@ -179,12 +182,19 @@ impl Flagsmith {
             blank_echo: destination.blank_echo,
             max_answer_bytes: limits.max_answer_bytes,
             observer: None,
+            meter: None,
         })
     }
 
     /// Has every HTTP call reported to `observer`, repeated ones too.
     pub fn observed_by(mut self, observer: impl Fn(Call) + Send + Sync + 'static) -> Self {
         self.observer = Some(Box::new(observer));
+        self
+    }
+
+    /// Has every HTTP call pass `meter`, repeated ones too.
+    pub fn metered_by(mut self, meter: Arc<Meter>) -> Self {
+        self.meter = Some(meter);
         self
     }
 
@@ -330,6 +340,7 @@ mod tests {
             blank_echo: BlankEcho::Halt,
             linger: Duration::ZERO,
             max_in_flight: 1,
+            max_calls_per_second: None,
             late_write_window: Duration::ZERO,
             canary_interval: Duration::ZERO,
         }

@@ -79,7 +79,11 @@ impl ReplaySettings {
                 .map(ExposeSecret::expose_secret),
             signing_secret,
         );
-        let rate = reader.optional(&setting::REPLAY_RATE, args.rate.as_deref(), parse::rate);
+        let rate = reader.optional(
+            &setting::REPLAY_RATE,
+            args.rate.as_deref(),
+            parse::rate("pages"),
+        );
         let settings = url.and_then(|url| {
             Ok(ReplaySettings {
                 url,

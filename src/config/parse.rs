@@ -57,13 +57,15 @@ pub(super) fn count(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usi
     }
 }
 
-/// Pages per second: any positive number, fractions too.
-pub(super) fn rate(value: &str) -> Result<f64, String> {
-    value
-        .parse()
-        .ok()
-        .filter(|rate| (0.001..=1_000_000.0).contains(rate))
-        .ok_or_else(|| "write pages per second, from 0.001 to 1000000".to_owned())
+/// So many of `what` per second: any positive number, fractions too.
+pub(super) fn rate(what: &str) -> impl Fn(&str) -> Result<f64, String> {
+    move |value| {
+        value
+            .parse()
+            .ok()
+            .filter(|rate| (0.001..=1_000_000.0).contains(rate))
+            .ok_or_else(|| format!("write {what} per second, from 0.001 to 1000000"))
+    }
 }
 
 /// A span of time in a range, as a whole number and a unit.
@@ -394,7 +396,7 @@ mod tests {
         #[test]
         fn no_value_makes_a_parser_panic(value in "\\PC*") {
             let _ = (any_duration(&value), any_size(&value), database(&value), web_url(&value));
-            let _ = (properties(&value), address(&value), rate(&value), count(1..=9)(&value));
+            let _ = (properties(&value), address(&value), rate("pages")(&value), count(1..=9)(&value));
         }
 
         #[test]
@@ -431,10 +433,10 @@ mod tests {
 
     #[test]
     fn rates() {
-        assert_eq!(rate("0.5"), Ok(0.5));
-        assert_eq!(rate("100"), Ok(100.0));
+        assert_eq!(rate("calls")("0.5"), Ok(0.5));
+        assert_eq!(rate("calls")("100"), Ok(100.0));
         for value in ["0", "-1", "NaN", "inf", "", "ten", "1e9"] {
-            rate(value).expect_err(value);
+            rate("calls")(value).expect_err(value);
         }
     }
 

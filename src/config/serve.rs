@@ -190,6 +190,11 @@ pub(super) fn read_destination(
         args.max_in_flight.as_deref(),
         parse::count(1..=MOST_IN_FLIGHT),
     );
+    let max_calls_per_second = reader.optional(
+        &setting::MAX_CALLS_PER_SECOND,
+        args.max_calls_per_second.as_deref(),
+        parse::rate("calls"),
+    );
     let late_write_window = reader.value(
         &setting::LATE_WRITE_WINDOW,
         args.late_write_window.as_deref(),
@@ -234,6 +239,7 @@ pub(super) fn read_destination(
         blank_echo: blank_echo?,
         linger: linger?,
         max_in_flight: max_in_flight?,
+        max_calls_per_second: max_calls_per_second?,
         late_write_window: late_write_window?,
         canary_interval: canary_interval?,
     })
@@ -418,6 +424,7 @@ const ROWS: &[Row] = &[
     row(setting::MAX_CONNECTIONS, ["1", "1000000"], |s| s.max_connections.to_string(), ["1", "1000000"], "1000001"),
     row(setting::LINGER, ["50ms", "0ms"], |s| format!("{:?}", s.destinations[0].linger), ["50ms", "0ns"], "50"),
     row(setting::MAX_IN_FLIGHT, ["1", "10000"], |s| s.destinations[0].max_in_flight.to_string(), ["1", "10000"], "0"),
+    row(setting::MAX_CALLS_PER_SECOND, ["0.5", "100"], |s| format!("{:?}", s.destinations[0].max_calls_per_second), ["Some(0.5)", "Some(100.0)"], "0"),
     row(setting::MAX_BODY_SIZE, ["64KiB", "1GiB"], |s| s.max_body_bytes.to_string(), ["65536", "1073741824"], "65535"),
     row(setting::SHUTDOWN_GRACE, ["10m", "0s"], |s| format!("{:?}", s.shutdown_grace), ["600s", "0ns"], "601s"),
     row(setting::LOG_FORMAT, ["text", "json"], |s| format!("{:?}", s.log_format), ["Text", "Json"], "yaml"),

@@ -182,6 +182,11 @@ pub(crate) const MAX_IN_FLIGHT: Setting = Setting::new(
     "COHORT_BRIDGE_MAX_IN_FLIGHT",
     Value("64"),
 );
+pub(crate) const MAX_CALLS_PER_SECOND: Setting = Setting::new(
+    "--max-calls-per-second",
+    "COHORT_BRIDGE_MAX_CALLS_PER_SECOND",
+    NONE,
+);
 pub(crate) const MAX_BODY_SIZE: Setting = Setting::new(
     "--max-body-size",
     "COHORT_BRIDGE_MAX_BODY_SIZE",
@@ -241,6 +246,7 @@ pub const SERVE: &[Setting] = &[
     MAX_CONNECTIONS,
     LINGER,
     MAX_IN_FLIGHT,
+    MAX_CALLS_PER_SECOND,
     MAX_BODY_SIZE,
     SHUTDOWN_GRACE,
     LOG_FORMAT,

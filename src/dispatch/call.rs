@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::{Dispatch, SETTLE_AT};
 use crate::backoff::delay_before;
-use crate::clock::{Stopwatch, millis};
+use crate::clock::{Millis, Stopwatch, millis};
 use crate::config::BlankEcho;
 use crate::flagsmith::{BlankVerdict, Disposition, Scope};
 use crate::gate::{Gate, Signal};
+use crate::meter::NotNow;
 use crate::metrics::WriteOutcome;
 use crate::pace::{Heard, Ticket};
 use crate::status::DestinationState;
@@ -23,6 +24,16 @@ pub const ATTEMPTS: u32 = 8;
 const BLANK_ECHO: &str = "Flagsmith's answers show no traits, and this Flagsmith has no traits/bulk/ to tell why: \
      either the key may not set traits (use a server-side key), or the environment hides sensitive data \
      (then set COHORT_BRIDGE_BLANK_ECHO=stored)";
+
+/// What a caller does next.
+enum Next {
+    /// Calls for this identity.
+    Call(Claim, Ticket),
+    /// Waits until it is woken, or until this time.
+    Wait(Option<Millis>),
+    /// Ends.
+    End,
+}
 
 impl Dispatch {
     pub(super) async fn call_on_and_on(self: Arc<Self>) {
@@ -39,26 +50,50 @@ impl Dispatch {
             let woken = self.work.notified();
             tokio::pin!(woken);
             woken.as_mut().enable();
-            {
-                let mut desk = self.desk();
-                if desk.closing {
-                    return None;
-                }
-                if desk.calling < desk.limit(self.clock.now())
-                    && let Some(claim) = desk.waiting.pop_front()
-                {
-                    desk.calling += 1;
-                    let under_way = desk.calling;
-                    let ticket = desk.pace.begun(under_way);
-                    self.health.set_in_flight(under_way);
-                    if desk.waiting.len() == desk.low {
-                        self.news.notify_one();
-                    }
-                    return Some((claim, ticket));
-                }
+            let time = match self.take_claim() {
+                Next::Call(claim, ticket) => return Some((claim, ticket)),
+                Next::End => return None,
+                Next::Wait(time) => time,
+            };
+            let Some(time) = time else {
+                woken.await;
+                continue;
+            };
+            tokio::select! {
+                () = self.clock.sleep_until(time) => {}
+                () = woken => {}
             }
-            woken.await;
+            self.desk().is_timed = false;
         }
+    }
+
+    fn take_claim(&self) -> Next {
+        let mut desk = self.desk();
+        if desk.closing {
+            return Next::End;
+        }
+        if desk.calling >= desk.limit(self.clock.now()) || desk.waiting.is_empty() {
+            return Next::Wait(None);
+        }
+        if let Err(NotNow::Until(time)) = self.meter.promise() {
+            // One caller waits for the time; the others wait for that one.
+            let is_first = !std::mem::replace(&mut desk.is_timed, true);
+            return Next::Wait(is_first.then_some(time));
+        }
+        let Some(claim) = desk.waiting.pop_front() else {
+            return Next::Wait(None);
+        };
+        desk.calling += 1;
+        let under_way = desk.calling;
+        let ticket = desk.pace.begun(under_way);
+        self.health.set_in_flight(under_way);
+        if desk.waiting.len() == desk.low {
+            self.news.notify_one();
+        }
+        if self.meter.is_limited() {
+            self.work.notify_one();
+        }
+        Next::Call(claim, ticket)
     }
 
     fn ended(

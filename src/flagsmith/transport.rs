@@ -68,6 +68,9 @@ impl Flagsmith {
         *request.headers_mut() = self.headers.clone();
         // Bytes, never a stream: a chunked body is ignored under a 200.
         *request.body_mut() = body.map(|body| body.to_vec().into());
+        if let Some(meter) = &self.meter {
+            meter.pay();
+        }
         let begun = Instant::now();
         let mut status = None;
         let ended = self.exchange(request, &mut status).await;

@@ -17,6 +17,7 @@ mod mixpanel;
 mod operations;
 mod pace;
 mod people;
+mod rate;
 mod readiness;
 mod retire;
 mod runs;

@@ -104,6 +104,11 @@ const SETTINGS: &[(&str, &str, &str)] = &[
     ("--max-connections", "COHORT_BRIDGE_MAX_CONNECTIONS", "4096"),
     ("--linger", "COHORT_BRIDGE_LINGER", "1s"),
     ("--max-in-flight", "COHORT_BRIDGE_MAX_IN_FLIGHT", "64"),
+    (
+        "--max-calls-per-second",
+        "COHORT_BRIDGE_MAX_CALLS_PER_SECOND",
+        "none",
+    ),
     ("--max-body-size", "COHORT_BRIDGE_MAX_BODY_SIZE", "16MiB"),
     ("--shutdown-grace", "COHORT_BRIDGE_SHUTDOWN_GRACE", "25s"),
     ("--log-format", "COHORT_BRIDGE_LOG_FORMAT", "json"),

@@ -92,6 +92,7 @@ pub fn destination(url: &str, key: &str) -> Destination {
         blank_echo: BlankEcho::Halt,
         linger: Duration::ZERO,
         max_in_flight: 8,
+        max_calls_per_second: None,
         late_write_window: Duration::from_secs(60),
         canary_interval: Duration::from_secs(900),
     }
