@@ -1,5 +1,6 @@
 //! A full sync of ten million members into the real binary while Flagsmith is down (the worst
-//! case: all of them stay pending): memory, size of the ledger, time to fold, time to restart.
+//! case: all of them stay pending): memory, size of the ledger, time to fold, time to restart, time to
+//! claim a batch.
 //! `BENCH_MEMBERS` and `BENCH_IDS=random` change what is sent.
 
 mod support;
@@ -7,9 +8,15 @@ mod support;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use cohort_bridge::clock::{Clock, SystemClock};
+use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::{DestinationRules, Outcome, Settlement, SourceRules, Store};
 use support::*;
 
 const MEMBERS_A_PAGE: usize = 1_000;
+
+/// Identities that dispatch claims in one transaction at full speed.
+const CLAIMS: usize = 512;
 
 /// Sends one session over 8 connections; how long it took.
 fn send_all(service: &Service, session: &str, pages: usize, ids: Ids) -> Duration {
@@ -40,6 +47,48 @@ fn send_all(service: &Service, session: &str, pages: usize, ids: Ids) -> Duratio
         }
     });
     begun.elapsed()
+}
+
+/// Claims a million at most, each batch as dispatch does it at full speed: the last one is settled and
+/// the next one claimed in one durable transaction. How long each took.
+fn claim_batches(ledger: &std::path::Path, members: usize) -> Vec<Duration> {
+    let rules = DestinationRules {
+        name: "default".into(),
+        on_leave: Default::default(),
+        linger_ms: 0,
+        late_write_ms: 60_000,
+    };
+    let source = SourceRules::named("default");
+    let name = rules.name.clone();
+    let store = SqliteStore::open(ledger, vec![source], vec![rules]).expect("the ledger opens");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let clock = SystemClock;
+    let (mut settle, mut after) = (Vec::new(), None);
+    let mut took = Vec::new();
+    for _ in 0..members.min(1_000_000) / CLAIMS {
+        let begun = Instant::now();
+        let exchange = store.exchange(&name, settle, after, CLAIMS, clock.now());
+        let claims = runtime.block_on(exchange).expect("claims");
+        took.push(begun.elapsed());
+        assert!(!claims.claims.is_empty(), "nothing is left to claim");
+        after = claims.resume_after;
+        settle = claims
+            .claims
+            .into_iter()
+            .map(|claim| Settlement {
+                claim,
+                outcome: Outcome::Written {
+                    may_land_late: false,
+                },
+            })
+            .collect();
+    }
+    runtime.block_on(store.close());
+    took.sort();
+    took
 }
 
 fn main() {
@@ -90,7 +139,7 @@ fn main() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let unchanged_in = folding.elapsed();
-    let peak = service.peak_resident();
+    let (peak, resident) = (service.peak_resident(), service.resident());
     service.terminate();
 
     let (page_count, free, page_size) = {
@@ -108,6 +157,9 @@ fn main() {
     };
     let in_use = (page_count - free) * page_size;
     let again = Service::start(&ledger, "http://127.0.0.1:9/api/v1/");
+    let restarted_in = again.started_in;
+    again.terminate();
+    let claims = claim_batches(&ledger, members);
     println!(
         "{}",
         serde_json::json!({
@@ -124,7 +176,12 @@ fn main() {
             "answers_while_folding_max_ms": quantile_ms(&answers, 1.0),
             "resident_peak_mb": peak as f64 / 1e6,
             "ledger_bytes_in_use_a_member": in_use as f64 / members as f64,
-            "restart_seconds": again.started_in.as_secs_f64(),
+            "resident_with_all_pending_mb": resident as f64 / 1e6,
+            "restart_seconds": restarted_in.as_secs_f64(),
+            "claims_a_batch": CLAIMS,
+            "claim_batch_p50_ms": quantile_ms(&claims, 0.5),
+            "claim_batch_p99_ms": quantile_ms(&claims, 0.99),
+            "claim_batch_max_ms": quantile_ms(&claims, 1.0),
         })
     );
 }

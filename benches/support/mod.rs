@@ -117,14 +117,28 @@ pub fn page(
     members: usize,
     ids: Ids,
 ) -> String {
+    let first = (page - 1) * members;
+    let people: Vec<_> = (first..first + members).collect();
+    page_of(action, cohort, session, (page, total), &people, ids)
+}
+
+/// A page of whoever has these numbers.
+pub fn page_of(
+    action: &str,
+    cohort: &str,
+    session: &str,
+    (page, total): (usize, usize),
+    people: &[usize],
+    ids: Ids,
+) -> String {
     let mut body = format!(
         r#"{{"action":"{action}","parameters":{{"mixpanel_project_id":"2914407","mixpanel_cohort_id":"{cohort}","mixpanel_cohort_name":"Bench {cohort}","mixpanel_session_id":"{session}","page_info":{{"total_pages":{total},"page_count":{page}}},"members":["#
     );
-    for member in 0..members {
-        if member > 0 {
+    for (at, number) in people.iter().enumerate() {
+        if at > 0 {
             body.push(',');
         }
-        let id = identifier(ids, (page - 1) * members + member);
+        let id = identifier(ids, *number);
         body.push_str(&format!(
             r#"{{"mixpanel_distinct_id":"{id}","email":"{id}@bench.example","first_name":"Ines","last_name":"Calado"}}"#
         ));
@@ -149,6 +163,11 @@ pub struct Service {
 
 impl Service {
     pub fn start(ledger: &Path, flagsmith: &str) -> Self {
+        Self::start_with(ledger, flagsmith, &[])
+    }
+
+    /// With more settings, by variable.
+    pub fn start_with(ledger: &Path, flagsmith: &str, settings: &[(&str, &str)]) -> Self {
         let (webhook, admin) = (free_port(), free_port());
         let begun = Instant::now();
         let child = Command::new(env!("CARGO_BIN_EXE_cohort-bridge"))
@@ -160,6 +179,7 @@ impl Service {
             .env("COHORT_BRIDGE_FLAGSMITH_API_URL", flagsmith)
             .env("COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY", "ser.server-key")
             .env("RUST_LOG", "warn")
+            .envs(settings.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

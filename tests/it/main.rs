@@ -1,4 +1,5 @@
 //! The service from outside.
+mod coalescing;
 mod contract;
 mod delivery;
 mod disk_full;
