@@ -138,7 +138,8 @@ async fn storage(destination: &Destination, clock: &dyn Clock) -> Row {
                 "the key works; the environment hides sensitive data, so trait {CANARY} of identity {CANARY} is stored and not shown"
             ),
         ),
-        Storage::Fails { reason } => (false, reason),
+        Storage::NotStored { reason } | Storage::Fails { reason } => (false, reason),
+        Storage::Unseen { error, .. } => (false, error),
         Storage::Unreachable { error, .. } => (false, format!("cannot be reached: {error}")),
     };
     Row {

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::depth::Depth;
+use crate::canary::PROVE_AFTER_CALLS;
 use crate::clock::{Clock, Millis};
 use crate::config::Destination;
 use crate::flagsmith::Flagsmith;
@@ -31,6 +32,9 @@ mod clerk;
 mod depth;
 
 pub use call::ATTEMPTS;
+
+/// How long to wait after the ledger failed.
+const AFTER_FAILURE: Millis = 1_000;
 
 /// Calls settled in one transaction at most, while others go on.
 const SETTLE_AT: usize = 256;
@@ -52,6 +56,13 @@ pub struct Dispatch {
     news: Notify,
     /// A blank echo was judged to be a stored trait.
     blank_is_stored: AtomicBool,
+    /// Wakes the clerk: what was settled is pending again.
+    asserted_again: Notify,
+    /// Wakes the canary: an answer does not look as if it were stored, or Flagsmith's.
+    suspicion: Notify,
+    /// Wakes the canary: much is unproven.
+    proof_wanted: Notify,
+    prove_after_calls: usize,
 }
 
 /// What [`Dispatch`] is made of.
@@ -87,6 +98,8 @@ struct Desk {
     /// A caller waits for the time of the next call.
     is_timed: bool,
     closing: bool,
+    /// Calls that counted as written since the canary was last asked for that reason.
+    unproven_calls: usize,
 }
 
 impl Desk {
@@ -163,11 +176,23 @@ impl Dispatch {
                 calling: 0,
                 is_timed: false,
                 closing: false,
+                unproven_calls: 0,
             }),
             work: Notify::new(),
             news: Notify::new(),
             blank_is_stored: AtomicBool::new(false),
+            asserted_again: Notify::new(),
+            suspicion: Notify::new(),
+            proof_wanted: Notify::new(),
+            prove_after_calls: PROVE_AFTER_CALLS,
         }
+    }
+
+    /// Has the canary asked after so many calls that counted as written, instead of
+    /// [`PROVE_AFTER_CALLS`].
+    pub fn proving_after(mut self, calls: usize) -> Self {
+        self.prove_after_calls = calls;
+        self
     }
 
     /// Delivers until `stop`; then finishes the calls under way and gives back the rest. `changes`
@@ -177,13 +202,15 @@ impl Dispatch {
         for _ in 0..self.destination.max_in_flight {
             callers.spawn(Arc::clone(&self).call_on_and_on());
         }
-        let canary = tokio::spawn(Arc::clone(&self).send_canaries(stop.clone()));
+        // Dropped with this future, it ends with it.
+        let mut canary = JoinSet::new();
+        canary.spawn(Arc::clone(&self).send_canaries(stop.clone()));
         self.keep_the_desk(changes, stop).await;
         // At once: the grace may end before a call that hangs does.
         self.settle_the_rest().await;
         while callers.join_next().await.is_some() {}
         // Its call, if one is under way, changes nothing that is waited for.
-        canary.abort();
+        canary.abort_all();
         self.settle_the_rest().await;
     }
 

@@ -24,7 +24,7 @@ mod echo;
 mod storage;
 mod transport;
 
-use disposition::Trouble;
+use disposition::{Answer, Trouble};
 pub use disposition::{Disposition, MAX_RETRY_AFTER, Scope};
 pub use storage::{BlankVerdict, CANARY, Storage};
 pub use transport::Call;
@@ -242,10 +242,15 @@ impl Flagsmith {
             .map_err(|trouble| trouble.without(identifier).into())
     }
 
-    async fn read_traits(&self, identifier: &str) -> Result<Vec<(String, Value)>, Trouble> {
+    /// The answer to reading an identity.
+    async fn show(&self, identifier: &str) -> Result<Answer, Trouble> {
         let mut url = self.identities.clone();
         url.query_pairs_mut().append_pair("identifier", identifier);
-        let answer = self.call(&Method::GET, &url, None).await?;
+        self.call(&Method::GET, &url, None).await
+    }
+
+    async fn read_traits(&self, identifier: &str) -> Result<Vec<(String, Value)>, Trouble> {
+        let answer = self.show(identifier).await?;
         echo::traits(&answer.body, identifier).map_err(|trouble| trouble.without(self.key()))
     }
 }

@@ -21,6 +21,7 @@
 
 pub mod app;
 pub mod backoff;
+pub mod canary;
 pub mod check;
 pub mod cli;
 pub mod clock;
@@ -53,3 +54,4 @@ pub mod standin;
 pub mod status;
 pub mod store;
 pub mod trait_key;
+pub mod unproven;

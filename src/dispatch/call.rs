@@ -139,6 +139,13 @@ impl Dispatch {
         self.tell(&claim, &outcome, &desk.gate);
         self.metrics
             .traits_settled(metric_of(&outcome, &desk.gate), traits);
+        if let Outcome::Written { .. } = outcome {
+            desk.unproven_calls += 1;
+        }
+        let proof_wanted = desk.unproven_calls >= self.prove_after_calls;
+        if proof_wanted {
+            desk.unproven_calls = 0;
+        }
         desk.ended.push(Settlement { claim, outcome });
         let clerk_needed = desk.ended.len() >= SETTLE_AT
             || desk.waiting.is_empty()
@@ -149,6 +156,9 @@ impl Dispatch {
         }
         if grew {
             self.work.notify_waiters();
+        }
+        if proof_wanted {
+            self.proof_wanted.notify_one();
         }
     }
 
@@ -190,7 +200,10 @@ impl Dispatch {
                 may_land_late,
                 error.into(),
             ),
-            Disposition::NotStored { error } => self.later(claim, true, None, false, error.into()),
+            Disposition::NotStored { error } => {
+                self.suspicion.notify_one();
+                self.later(claim, true, None, false, error.into())
+            }
             // The identity is to blame, and the destination answered.
             Disposition::Refused { error } => (
                 Outcome::Dead {
@@ -198,7 +211,10 @@ impl Dispatch {
                 },
                 Signal::Success,
             ),
-            Disposition::Halt { reason } => self.halted(reason.into()),
+            Disposition::Halt { reason } => {
+                self.suspicion.notify_one();
+                self.halted(reason.into())
+            }
         };
         (outcome, signal, heard)
     }
@@ -215,6 +231,7 @@ impl Dispatch {
         let Some((trait_key, value)) = set else {
             return written(may_land_late);
         };
+        self.suspicion.notify_one();
         match self
             .client
             .judge_blank_echo(&claim.identifier, trait_key, value)

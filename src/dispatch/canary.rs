@@ -1,53 +1,126 @@
-//! The canary: proves now and then that a written trait stays.
+//! The canary: proves now and then that a written trait stays, and what was written with it.
+//!
+//! Delivery does not wait for the first one: what is counted as written meanwhile is written again
+//! where that one finds that nothing stays.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Dispatch;
+use super::{AFTER_FAILURE, Dispatch};
+use crate::canary::{CANARY_AGAIN, CanaryMemory, Marks, SETTINGS_SPREAD_IN, is_mended};
 use crate::clock::{Millis, millis};
 use crate::flagsmith::Storage;
 use crate::gate::Signal;
+use crate::store::StoreError;
 
-/// How soon the canary is asked again where it could not be answered, or found nothing stored.
-const CANARY_AGAIN: Millis = 15_000;
+/// What is known of the canaries so far.
+struct Watch {
+    memory: CanaryMemory,
+    marks: Marks,
+    /// Since when a canary stays again, after none did.
+    good_since: Option<Millis>,
+    /// What the last canary was read back as, where that was not what was written.
+    unseen: Option<Option<String>>,
+}
+
+impl Watch {
+    fn new(memory: CanaryMemory) -> Self {
+        Watch {
+            memory,
+            marks: Marks::default(),
+            good_since: None,
+            unseen: None,
+        }
+    }
+}
 
 impl Dispatch {
-    /// Proves now and then that a written trait stays.
+    /// Proves now and then that a written trait stays: at the start, every interval, after many
+    /// writes, and where an answer is suspicious.
     pub(super) async fn send_canaries(self: Arc<Self>, stop: CancellationToken) {
+        let Some(memory) = self.recall_canary(&stop).await else {
+            return;
+        };
+        if let Some(reason) = &memory.doubted {
+            self.halt_for_canary(reason);
+        }
+        let mut watch = Watch::new(memory);
         while !stop.is_cancelled() {
-            let again = match self.client.probe_storage(&self.canary_value()).await {
-                Storage::Stays => {
-                    self.canary_stays(false);
-                    millis(self.destination.canary_interval)
-                }
-                Storage::StaysBlank => {
-                    self.canary_stays(true);
-                    millis(self.destination.canary_interval)
-                }
-                Storage::Fails { reason } => {
-                    let mut desk = self.desk();
-                    let signal = Signal::Halt {
-                        reason: reason.into(),
-                        canary: true,
-                    };
-                    desk.record(signal, self.clock.now());
-                    self.tell_state(desk.gate.state());
-                    drop(desk);
-                    self.news.notify_one();
-                    CANARY_AGAIN
-                }
-                // Delivery itself will notice; the canary only has to be asked again.
-                Storage::Unreachable { error, .. } => {
-                    tracing::debug!(destination = %self.destination.name, %error, "canary not answered");
-                    CANARY_AGAIN
+            let asked_at = self.clock.now();
+            let again = match self.ask_canary(&mut watch).await {
+                Ok(again) => again,
+                Err(error) => {
+                    tracing::error!(destination = %self.destination.name, %error, "the canary waits: the ledger failed");
+                    AFTER_FAILURE
                 }
             };
-            let at = self.clock.now() + again;
+            let suspicion = async {
+                self.suspicion.notified().await;
+                self.clock
+                    .sleep_until(asked_at + millis(CANARY_AGAIN))
+                    .await;
+            };
             tokio::select! {
-                () = self.clock.sleep_until(at) => {}
+                () = self.clock.sleep_until(self.clock.now() + again) => {}
+                () = self.proof_wanted.notified() => {}
+                () = suspicion => {}
                 () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn recall_canary(&self, stop: &CancellationToken) -> Option<CanaryMemory> {
+        while !stop.is_cancelled() {
+            match self.store.canary_memory(&self.destination.name).await {
+                Ok(memory) => return Some(memory),
+                Err(error) => {
+                    tracing::error!(destination = %self.destination.name, %error, "the canary waits: the ledger cannot be read");
+                }
+            }
+            tokio::select! {
+                () = self.clock.sleep_until(self.clock.now() + AFTER_FAILURE) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        None
+    }
+
+    /// Sends one canary and draws the conclusions; how long until the next.
+    async fn ask_canary(&self, watch: &mut Watch) -> Result<Millis, StoreError> {
+        let destination = &self.destination.name;
+        let began = self.clock.now();
+        // Before it is sent: it proves nothing about what is written after it.
+        let mark = self.store.unproven_through(destination).await?;
+        watch.marks.take(began, mark);
+        let found = self.client.probe_storage(&self.canary_value()).await;
+        let unseen = watch.unseen.take();
+        match found {
+            Storage::Stays => self.canary_stays(watch, began, false).await,
+            Storage::StaysBlank => self.canary_stays(watch, began, true).await,
+            Storage::NotStored { reason } => self.nothing_stays(watch, reason).await,
+            Storage::Unseen { shown, error } if unseen.as_ref() == Some(&shown) => {
+                let reason = format!(
+                    "{error}, time and again: something before Flagsmith answers in its place (a proxy, a cache, a mock), or keeps the reads from it; let the calls through to Flagsmith (COHORT_BRIDGE_FLAGSMITH_API_URL)"
+                );
+                watch.unseen = Some(shown);
+                self.nothing_stays(watch, reason).await
+            }
+            Storage::Unseen { shown, error } => {
+                tracing::warn!(%destination, %error, "the canary does not show: it is asked again");
+                watch.unseen = Some(shown);
+                Ok(millis(CANARY_AGAIN))
+            }
+            Storage::Fails { reason } => {
+                watch.good_since = None;
+                self.halt_for_canary(&reason);
+                Ok(millis(CANARY_AGAIN))
+            }
+            // Delivery itself will notice; the canary only has to be asked again.
+            Storage::Unreachable { error, .. } => {
+                tracing::debug!(%destination, %error, "canary not answered");
+                Ok(millis(CANARY_AGAIN))
             }
         }
     }
@@ -57,10 +130,77 @@ impl Dispatch {
         format!("{} {}", self.store.ledger_id(), self.clock.now())
     }
 
-    fn canary_stays(&self, blank: bool) {
+    async fn canary_stays(
+        &self,
+        watch: &mut Watch,
+        began: Millis,
+        blank: bool,
+    ) -> Result<Millis, StoreError> {
+        let destination = &self.destination.name;
         self.blank_is_stored.store(blank, Ordering::Relaxed);
+        if let Some(reason) = watch.memory.doubted.clone() {
+            // Calls that were under way may have ended since.
+            self.write_again(watch).await?;
+            let since = *watch.good_since.get_or_insert(began);
+            if !is_mended(since, began) {
+                self.halt_for_canary(&format!(
+                    "{reason} (By now a canary stays. Delivery goes on when canaries have stayed for {} s, the time that all of Flagsmith's processes need to notice.)",
+                    SETTINGS_SPREAD_IN.as_secs()
+                ));
+                return Ok(millis(CANARY_AGAIN));
+            }
+            watch.memory.doubted = None;
+            self.remember(watch).await?;
+        }
+        watch.good_since = None;
+        if let Some(through) = watch.marks.proved_by(began) {
+            self.store.proved(destination, through).await?;
+        }
         let mut desk = self.desk();
         desk.canary_succeeded();
+        self.tell_state(desk.gate.state());
+        drop(desk);
+        self.news.notify_one();
+        Ok(millis(self.destination.canary_interval))
+    }
+
+    /// Whatever counted as written since the last proof was not: delivery halts, and all of it is
+    /// pending again.
+    async fn nothing_stays(&self, watch: &mut Watch, reason: String) -> Result<Millis, StoreError> {
+        self.halt_for_canary(&reason);
+        watch.good_since = None;
+        watch.memory.doubted = Some(reason);
+        // First of all: a kill before the last of it is pending must not forget the doubt.
+        self.remember(watch).await?;
+        self.write_again(watch).await?;
+        Ok(millis(CANARY_AGAIN))
+    }
+
+    async fn write_again(&self, watch: &mut Watch) -> Result<(), StoreError> {
+        watch.marks.clear();
+        let destination = &self.destination.name;
+        let traits = self.store.doubt(destination, self.clock.now()).await?;
+        if traits > 0 {
+            self.asserted_again.notify_one();
+            tracing::warn!(%destination, traits, "what counted as written since the last good canary may not be stored: it is written again");
+        }
+        Ok(())
+    }
+
+    async fn remember(&self, watch: &Watch) -> Result<(), StoreError> {
+        let memory = watch.memory.clone();
+        self.store
+            .remember_canary(&self.destination.name, memory)
+            .await
+    }
+
+    fn halt_for_canary(&self, reason: &str) {
+        let mut desk = self.desk();
+        let signal = Signal::Halt {
+            reason: reason.into(),
+            canary: true,
+        };
+        desk.record(signal, self.clock.now());
         self.tell_state(desk.gate.state());
         drop(desk);
         self.news.notify_one();

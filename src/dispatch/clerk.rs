@@ -6,12 +6,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::depth::STALE_AFTER;
-use super::{Desk, Dispatch, SETTLE_AT, given_back};
+use super::{AFTER_FAILURE, Desk, Dispatch, SETTLE_AT, given_back};
 use crate::clock::{Millis, millis};
 use crate::store::{Claims, Settlement};
-
-/// How long to wait after the ledger failed.
-const AFTER_FAILURE: Millis = 1_000;
 
 /// Where the sweep through the pending identities stands.
 enum Sweep {
@@ -74,6 +71,7 @@ impl Dispatch {
             let wake = clerk.wake_at(&self.desk(), now);
             tokio::select! {
                 () = self.news.notified() => {}
+                () = self.asserted_again.notified() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
                 Ok(()) = changes.changed() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
                 () = self.sleep_until(wake) => {}
                 () = stop.cancelled() => {}

@@ -29,8 +29,11 @@ const URL_SETTING: &str = "the API address (COHORT_BRIDGE_FLAGSMITH_API_URL)";
 const KEY_SETTING: &str = "the environment key (COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY)";
 
 /// Why nothing stays where the organisation stores no traits.
-pub(super) const STORES_NO_TRAITS: &str = "the Flagsmith organisation stores no traits: switch \
-     on trait storage for the organisation ('persist trait data')";
+///
+/// Its switch is not in the dashboard.
+pub(super) const STORES_NO_TRAITS: &str = "the Flagsmith organisation stores no traits: switch on \
+     'Persist trait data' of the organisation, on the admin site (/admin/, Organisations) of a \
+     self-hosted Flagsmith; on its SaaS, ask Flagsmith's support";
 
 /// Why nothing stays where a client-side key may not set traits.
 pub(super) const CLIENT_KEY_BARRED: &str = "Flagsmith drops traits sent with this client-side key: \

@@ -49,9 +49,22 @@ pub enum Storage {
     Stays,
     /// A trait that is written is stored, but never shown: the environment hides sensitive data.
     StaysBlank,
-    /// Nothing that is written stays.
-    Fails {
+    /// Calls are answered as if what they write were stored, and nothing stays.
+    NotStored {
         /// For a person: what is wrong and what to switch.
+        reason: String,
+    },
+    /// Every answer says that the canary was stored, and reading it back shows something else:
+    /// reads lag behind, somebody else writes the canary, or something answers in Flagsmith's place.
+    Unseen {
+        /// The canary's value as it was shown.
+        shown: Option<String>,
+        /// For a person.
+        error: String,
+    },
+    /// The call is refused, as any other would be.
+    Fails {
+        /// For a person: what is wrong and what to change.
         reason: String,
     },
     /// It could not be found out now.
@@ -170,7 +183,7 @@ impl Flagsmith {
         let wanted = Value::from(value);
         let mut waits = READ_AGAIN_AFTER.into_iter();
         loop {
-            let read = match self.read_traits(CANARY).await {
+            let answer = match self.show(CANARY).await {
                 // The same key wrote a moment ago: a refused read says nothing about storage.
                 Err(Trouble::Halt { reason }) => {
                     return Ok(Storage::Unreachable {
@@ -180,10 +193,15 @@ impl Flagsmith {
                 }
                 other => other?,
             };
-            if read
-                .iter()
-                .any(|(key, found)| key == CANARY && *found == wanted)
-            {
+            let read = match echo::traits(&answer.body, CANARY) {
+                Ok(read) => read,
+                Err(Trouble::Halt { reason: error } | Trouble::Refused { error }) => {
+                    return Ok(Storage::Unseen { shown: None, error });
+                }
+                Err(later) => return Err(later),
+            };
+            let shown = canary_in(&read);
+            if shown == Some(&wanted) {
                 return Ok(Storage::Stays);
             }
             let blank = echo_is_blank && read.is_empty();
@@ -191,31 +209,34 @@ impl Flagsmith {
             let wait = if blank { None } else { waits.next() };
             match wait {
                 Some(wait) => tokio::time::sleep(wait).await,
-                None => return Ok(self.why_unseen(blank, &wanted).await),
+                None => {
+                    let shown = shown.and_then(Value::as_str).map(str::to_owned);
+                    return Ok(self.why_unseen(blank, &wanted, shown).await);
+                }
             }
         }
     }
 
     /// Why the canary cannot be read back, judged by `traits/bulk/`.
-    async fn why_unseen(&self, blank: bool, wanted: &Value) -> Storage {
+    async fn why_unseen(&self, blank: bool, wanted: &Value, shown: Option<String>) -> Storage {
         match self.judge_by_bulk(CANARY, CANARY, wanted).await {
             BlankVerdict::Stored if blank => Storage::StaysBlank,
-            BlankVerdict::Stored => Storage::Unreachable {
-                retry_after: None,
+            BlankVerdict::Stored => Storage::Unseen {
+                shown,
                 error: "Flagsmith says that it stored the canary, but reading it back shows \
-                        another value: its reads lag behind, or two bridges share this environment"
+                        something else"
                     .to_owned(),
             },
-            BlankVerdict::NotStored { reason } => Storage::Fails { reason },
+            BlankVerdict::NotStored { reason } => Storage::NotStored { reason },
             BlankVerdict::Later {
                 retry_after, error, ..
             } => Storage::Unreachable { retry_after, error },
-            BlankVerdict::Unavailable if !blank => Storage::Fails {
+            BlankVerdict::Unavailable if !blank => Storage::NotStored {
                 reason: format!("a written trait cannot be read back: {STORES_NO_TRAITS}"),
             },
             BlankVerdict::Unavailable => match self.blank_echo {
                 BlankEcho::Stored => Storage::StaysBlank,
-                BlankEcho::Halt => Storage::Fails {
+                BlankEcho::Halt => Storage::NotStored {
                     reason: format!(
                         "Flagsmith shows no traits and cannot be asked whether it stores them. \
                          Either {CLIENT_KEY_BARRED}; or, where the environment hides sensitive \
@@ -249,6 +270,11 @@ impl From<Trouble> for BlankVerdict {
             },
         }
     }
+}
+
+fn canary_in(read: &[(String, Value)]) -> Option<&Value> {
+    let canary = read.iter().find(|(key, _)| key == CANARY);
+    canary.map(|(_, value)| value)
 }
 
 fn judge_rows(body: &[u8], sent: &Row<'_>) -> BlankVerdict {

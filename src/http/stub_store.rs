@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
+use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{Action, DestinationName, SourceName};
 use crate::mixpanel::{Page, SetAside};
@@ -228,6 +229,30 @@ impl Store for StubStore {
         _: Millis,
     ) -> Result<Claims, StoreError> {
         unreachable!()
+    }
+
+    async fn unproven_through(&self, _: &DestinationName) -> Result<i64, StoreError> {
+        unreachable!("the handlers send no canaries")
+    }
+
+    async fn proved(&self, _: &DestinationName, _: i64) -> Result<(), StoreError> {
+        unreachable!("the handlers send no canaries")
+    }
+
+    async fn doubt(&self, _: &DestinationName, _: Millis) -> Result<u64, StoreError> {
+        unreachable!("the handlers send no canaries")
+    }
+
+    async fn canary_memory(&self, _: &DestinationName) -> Result<CanaryMemory, StoreError> {
+        unreachable!("the handlers send no canaries")
+    }
+
+    async fn remember_canary(
+        &self,
+        _: &DestinationName,
+        _: CanaryMemory,
+    ) -> Result<(), StoreError> {
+        unreachable!("the handlers send no canaries")
     }
 
     async fn cohorts(&self) -> Result<Vec<CohortView>, StoreError> {

@@ -7,12 +7,15 @@
 //!   nothing and repeats nothing.
 //! - [`Store::exchange`] makes claims durable before it returns them: whatever is killed after
 //!   that is found as [`Told::Unknown`] and asserted again.
+//! - What [`Store::exchange`] settles as written is kept until [`Store::proved`]; [`Store::doubt`]
+//!   makes it pending again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{Action, DestinationName, Half, OnLeave, SourceName, Target, Told};
 use crate::guard::RemovalGuard;
@@ -534,6 +537,29 @@ pub trait Store: Send + Sync + 'static {
     /// Makes everything pending for a destination that this ledger never delivered to; once.
     async fn bring_up(&self, destination: &DestinationName, now: Millis)
     -> Result<u64, StoreError>;
+
+    /// Where the log of what was counted as written stands: a mark for [`Store::proved`].
+    async fn unproven_through(&self, destination: &DestinationName) -> Result<i64, StoreError>;
+
+    /// Everything counted as written up to the mark was proved to stay: the log forgets it.
+    async fn proved(&self, destination: &DestinationName, through: i64) -> Result<(), StoreError>;
+
+    /// Makes everything counted as written, and not proved since, pending again, in pieces: after a
+    /// kill another call goes on. Returns how many traits.
+    async fn doubt(&self, destination: &DestinationName, now: Millis) -> Result<u64, StoreError>;
+
+    /// What is remembered of the destination's canaries.
+    async fn canary_memory(
+        &self,
+        destination: &DestinationName,
+    ) -> Result<CanaryMemory, StoreError>;
+
+    /// Remembers it.
+    async fn remember_canary(
+        &self,
+        destination: &DestinationName,
+        memory: CanaryMemory,
+    ) -> Result<(), StoreError>;
 
     /// Every cohort, in order of source and id.
     async fn cohorts(&self) -> Result<Vec<CohortView>, StoreError>;

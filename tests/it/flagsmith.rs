@@ -574,8 +574,14 @@ async fn the_canary_finds_out_whether_traits_stay() {
         ("wrong", Err("does not know the environment key")),
     ];
     for (key, expected) in table {
+        let refuses = ["ser.stopped", "wrong"].contains(&key);
         match (client(&stand_in, key).probe_storage("now").await, expected) {
+            (Storage::NotStored { reason }, Err(words)) => {
+                assert!(!refuses, "{key}");
+                assert!(reason.contains(words), "{key}: {reason}");
+            }
             (Storage::Fails { reason }, Err(words)) => {
+                assert!(refuses, "{key}");
                 assert!(reason.contains(words), "{key}: {reason}");
             }
             (found, expected) => assert_eq!(Ok(found), expected, "{key}"),
@@ -620,7 +626,7 @@ async fn where_bulk_is_not_to_be_had_the_setting_decides() {
     stand_in.fault_for(|call| (call.endpoint == Endpoint::Bulk).then(|| Fault::status(404)));
     let hiding = destination(&stand_in.url(), "ser.hiding");
     let halts = Flagsmith::new(&hiding).unwrap().probe_storage("1").await;
-    let Storage::Fails { reason } = halts else {
+    let Storage::NotStored { reason } = halts else {
         panic!("{halts:?}")
     };
     assert!(

@@ -27,4 +27,5 @@ mod simulation;
 mod simulation_over_http;
 mod support;
 mod trait_keys;
+mod truth;
 mod upgrade;

@@ -229,6 +229,7 @@ async fn to_forget_somebody_with_the_traits_takes_them_away_whatever_leavers_get
         assert!(!bench.flagsmith[KEY].contains_key("ann"));
         assert_eq!(bench.holding(KEY, true), set(&["bob"]));
         assert_eq!(bench.cohort("c").await.destinations[0].pending, 0);
+        bench.prove().await;
         assert!(!bench.mentions("ann").await);
     }
 }
@@ -256,6 +257,7 @@ async fn somebody_forgotten_during_a_call_has_no_trait_in_the_end() {
     assert!(!bench.flagsmith[KEY].contains_key("ann"));
     assert_eq!(bench.holding(KEY, true), set(&["bob"]));
     assert_eq!(bench.deliver().await, []);
+    bench.prove().await;
     assert!(!bench.mentions("ann").await);
 }
 

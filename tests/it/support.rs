@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod bench;
+pub mod bridge;
 pub mod ledger;
 pub mod pages;
 pub mod process;

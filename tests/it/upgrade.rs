@@ -226,3 +226,16 @@ async fn who_waited_to_leave_waits_no_longer_behind_all_others() {
     let called: Vec<_> = claims.iter().map(|claim| &*claim.identifier).collect();
     assert_eq!(called, ["zoe", "ann00", "ann01", "ann02"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_after_the_upgrade_is_kept_until_it_is_proved() {
+    let ledger = upgraded("long");
+    ledger.settle().await;
+    let destination = "default".into();
+    let store = ledger.store();
+    let mark = store.unproven_through(&destination).await.unwrap();
+    assert!(mark > 0);
+    let doubted = store.doubt(&destination, START).await.unwrap();
+    assert!(doubted > 0);
+    assert_eq!(store.doubt(&destination, START).await.unwrap(), 0);
+}

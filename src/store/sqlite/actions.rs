@@ -101,7 +101,6 @@ impl Ledger {
     ) -> Result<(u64, Option<String>), StoreError> {
         let number = self.trait_of(cohort)?;
         let id = self.destinations[destination].id;
-        let on_leave = self.destinations[destination].rules.on_leave;
         let people = self
             .connection
             .prepare_cached(
@@ -114,34 +113,54 @@ impl Ledger {
             .collect::<Result<Vec<_>, _>>()?;
         let mut tally = Tally::new(id);
         for (identifier, wanted) in &people {
-            match self.pending_row(id, identifier, number)? {
-                Some(held) => {
-                    self.connection
-                        .prepare_cached("UPDATE pending SET told = NULL, due_at = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3")?
-                        .execute(params![id, identifier, number.0])?;
-                    if !held.told.needs_write(Target::of(held.wanted, on_leave)) {
-                        tally.add(number, held.wanted, held.since, 1);
-                    }
-                }
-                None => {
-                    let late = self.take_dead(id, identifier, number)?.unwrap_or_default();
-                    self.insert_pending(
-                        id,
-                        identifier,
-                        number,
-                        *wanted,
-                        Told::Unknown,
-                        late,
-                        now,
-                        None,
-                    )?;
-                    tally.add(number, *wanted, now, 1);
-                }
-            }
+            self.assert_again(destination, identifier, number, *wanted, now, &mut tally)?;
         }
         self.count(&tally)?;
         let last = (people.len() == limit)
             .then(|| people.last().map(|(identifier, _)| identifier.clone()));
         Ok((people.len() as u64, last.flatten()))
+    }
+
+    /// Makes one trait pending, whatever the destination was told: as it is wanted where it is
+    /// pending already, else as `wanted`.
+    pub(super) fn assert_again(
+        &mut self,
+        destination: usize,
+        identifier: &str,
+        number: TraitRef,
+        wanted: Wanted,
+        now: Millis,
+        tally: &mut Tally,
+    ) -> Result<(), StoreError> {
+        let state = &mut self.destinations[destination];
+        let (id, on_leave) = (state.id, state.rules.on_leave);
+        if let Some(call) = state.in_flight.get_mut(identifier) {
+            call.told_is_void = true;
+        }
+        match self.pending_row(id, identifier, number)? {
+            Some(held) => {
+                self.connection
+                    .prepare_cached("UPDATE pending SET told = NULL, due_at = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3")?
+                    .execute(params![id, identifier, number.0])?;
+                if !held.told.needs_write(Target::of(held.wanted, on_leave)) {
+                    tally.add(number, held.wanted, held.since, 1);
+                }
+            }
+            None => {
+                let late = self.take_dead(id, identifier, number)?.unwrap_or_default();
+                self.insert_pending(
+                    id,
+                    identifier,
+                    number,
+                    wanted,
+                    Told::Unknown,
+                    late,
+                    now,
+                    None,
+                )?;
+                tally.add(number, wanted, now, 1);
+            }
+        }
+        Ok(())
     }
 }

@@ -119,6 +119,7 @@ impl Ledger {
         self.connection
             .prepare_cached("DELETE FROM layer_mark WHERE identifier = ?1")?
             .execute([identifier])?;
+        self.erase_from_log(identifier)?;
         for destination in 0..self.destinations.len() {
             self.erase_from_destination(destination, identifier, traits, &was, now)?;
         }

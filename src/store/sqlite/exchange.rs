@@ -139,6 +139,7 @@ impl Ledger {
                 InFlight {
                     claimed_at: now,
                     passed_over: false,
+                    told_is_void: false,
                 },
             );
         }

@@ -62,6 +62,8 @@ pub struct InFlight {
     pub claimed_at: Millis,
     /// A sweep found more to do for the identity and had to pass it over.
     pub passed_over: bool,
+    /// What was known of it before the claim holds no longer.
+    pub told_is_void: bool,
 }
 
 /// Opens a connection with the settings that durability needs.

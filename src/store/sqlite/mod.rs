@@ -18,6 +18,7 @@ use super::{
     DeadLetterFilter, DestinationRules, HoldDecision, Judgement, MembershipView, PagePeople,
     Recognised, SessionRef, Settlement, SourceRules, Store, StoreError, WholeSession,
 };
+use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Wanted};
 use crate::mixpanel::Page;
@@ -44,6 +45,7 @@ mod runs;
 mod sessions;
 mod settle;
 mod sweep;
+mod unproven;
 mod verdicts;
 mod writer;
 
@@ -442,6 +444,63 @@ impl Store for SqliteStore {
             .await?;
         }
         Ok(total)
+    }
+
+    async fn unproven_through(&self, destination: &DestinationName) -> Result<i64, StoreError> {
+        let name = destination.clone();
+        self.read(move |connection| unproven::unproven_through(connection, &name))
+            .await
+    }
+
+    async fn proved(&self, destination: &DestinationName, through: i64) -> Result<(), StoreError> {
+        loop {
+            let name = destination.clone();
+            let is_more_left = self
+                .work(move |ledger| {
+                    let destination = ledger.destination(&name)?;
+                    ledger.proved(destination, through)
+                })
+                .await?;
+            if !is_more_left {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn doubt(&self, destination: &DestinationName, now: Millis) -> Result<u64, StoreError> {
+        let mut traits = 0;
+        loop {
+            let name = destination.clone();
+            let doubted = self
+                .work(move |ledger| {
+                    let destination = ledger.destination(&name)?;
+                    ledger.doubt_some(destination, now)
+                })
+                .await?;
+            match doubted {
+                Some(some) => traits += some,
+                None => return Ok(traits),
+            }
+        }
+    }
+
+    async fn canary_memory(
+        &self,
+        destination: &DestinationName,
+    ) -> Result<CanaryMemory, StoreError> {
+        let name = destination.clone();
+        self.read(move |connection| unproven::canary_memory(connection, &name))
+            .await
+    }
+
+    async fn remember_canary(
+        &self,
+        destination: &DestinationName,
+        memory: CanaryMemory,
+    ) -> Result<(), StoreError> {
+        let name = destination.clone();
+        self.work(move |ledger| ledger.remember_canary(&name, &memory))
+            .await
     }
 
     async fn cohorts(&self) -> Result<Vec<CohortView>, StoreError> {

@@ -9,6 +9,17 @@ use crate::backoff::is_due;
 use crate::clock::Millis;
 use crate::cohort::{Target, Told, Wanted};
 use crate::store::{ClaimedTrait, Outcome, Settlement, StoreError, TraitRef};
+use crate::unproven::Unproven;
+
+/// What settling a trait came to.
+enum Settled {
+    /// It is written and its row gone, as nearly always.
+    Done,
+    /// It is written, and there is more to do or to watch.
+    Written,
+    /// Anything else.
+    Open,
+}
 
 impl Ledger {
     /// Settles calls; gives back when the first of what is left of them is due.
@@ -18,14 +29,17 @@ impl Ledger {
         settlements: &[Settlement],
         now: Millis,
     ) -> Result<Option<Millis>, StoreError> {
-        let mut tally = Tally::new(self.destinations[destination].id);
+        let id = self.destinations[destination].id;
+        let mut tally = Tally::new(id);
+        let mut unproven = Unproven::default();
+        let mut written = Vec::new();
         let mut left_due = None;
         for settlement in settlements {
             let identifier = &*settlement.claim.identifier;
             let call = self.destinations[destination].in_flight.get(identifier);
             let mut more_to_do = call.is_some_and(|call| call.passed_over);
             for claimed in &settlement.claim.traits {
-                let done = self.settle_trait(
+                let settled = self.settle_trait(
                     destination,
                     identifier,
                     claimed,
@@ -33,17 +47,24 @@ impl Ledger {
                     now,
                     &mut tally,
                 )?;
-                more_to_do |= !done;
+                if let Settled::Done | Settled::Written = settled {
+                    written.push((claimed.number.0.cast_unsigned(), claimed.target));
+                }
+                more_to_do |= !matches!(settled, Settled::Done);
+            }
+            if !written.is_empty() {
+                unproven.push(identifier, &written);
+                written.clear();
             }
             if more_to_do {
                 left_due = soonest(left_due, self.due_of(destination, identifier)?);
             }
         }
+        self.log_unproven(id, &unproven)?;
         self.count(&tally)?;
         Ok(left_due)
     }
 
-    /// Settles one trait; whether its row is gone, as it nearly always is.
     fn settle_trait(
         &self,
         destination: usize,
@@ -52,7 +73,7 @@ impl Ledger {
         outcome: &Outcome,
         now: Millis,
         tally: &mut Tally,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Settled, StoreError> {
         match outcome {
             Outcome::Written { may_land_late } => {
                 if !may_land_late
@@ -60,9 +81,16 @@ impl Ledger {
                         self.delete_as_written(destination, identifier, claimed)?
                 {
                     tally.add(claimed.number, wanted, since, -1);
-                    return Ok(true);
+                    return Ok(Settled::Done);
                 }
-                self.settle_written(destination, identifier, claimed, *may_land_late, now, tally)?;
+                return self.settle_written(
+                    destination,
+                    identifier,
+                    claimed,
+                    *may_land_late,
+                    now,
+                    tally,
+                );
             }
             Outcome::Retry {
                 due_at,
@@ -87,7 +115,7 @@ impl Ledger {
                 self.settle_dead(destination, identifier, claimed, error, now, tally)?;
             }
         }
-        Ok(false)
+        Ok(Settled::Open)
     }
 
     /// The short way of [`Ledger::settle_written`], in one statement: the person did not change
@@ -141,7 +169,7 @@ impl Ledger {
         may_land_late: bool,
         now: Millis,
         tally: &mut Tally,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Settled, StoreError> {
         let state = &self.destinations[destination];
         let key = params![state.id, identifier, claimed.number.0];
         let Some((wanted, since, sent, late_until)) = self
@@ -160,7 +188,7 @@ impl Ledger {
             .optional()?
         else {
             // The person was erased while the call was under way.
-            return Ok(());
+            return Ok(Settled::Open);
         };
         let claimed_at = state
             .in_flight
@@ -180,7 +208,7 @@ impl Ledger {
                     "UPDATE pending SET due_at = ?4, express_at = coalesce(?4, express_at), late_until = ?5, attempts = 0, error = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
                 .execute(params![state.id, identifier, claimed.number.0, due_at, late_until])?;
-            return Ok(());
+            return Ok(Settled::Written);
         }
         if told.needs_write(target) || late_until.is_some() {
             self.connection
@@ -203,7 +231,7 @@ impl Ledger {
         if !told.needs_write(target) {
             tally.add(claimed.number, wanted, since, -1);
         }
-        Ok(())
+        Ok(Settled::Written)
     }
 
     pub(super) fn delete_pending(
@@ -253,7 +281,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// No call was made, so what was known is known again.
+    /// No call was made, so what was known is known again, where it still holds.
     fn settle_unsent(
         &self,
         destination: usize,
@@ -262,6 +290,11 @@ impl Ledger {
         tally: &mut Tally,
     ) -> Result<(), StoreError> {
         let state = &self.destinations[destination];
+        let call = state.in_flight.get(identifier);
+        let told = match call {
+            Some(call) if call.told_is_void => Told::Unknown,
+            _ => claimed.told,
+        };
         let left = self
             .connection
             .prepare_cached(
@@ -275,17 +308,14 @@ impl Ledger {
                     state.id,
                     identifier,
                     claimed.number.0,
-                    told_stored(claimed.told)
+                    told_stored(told)
                 ],
                 |row| Ok((wanted_from(row.get(0)?), row.get::<_, Millis>(1)?)),
             )
             .optional()?;
         if let Some((wanted, since)) = left {
             // The person changed back meanwhile: there is nothing left to say.
-            if !claimed
-                .told
-                .needs_write(Target::of(wanted, state.rules.on_leave))
-            {
+            if !told.needs_write(Target::of(wanted, state.rules.on_leave)) {
                 tally.add(claimed.number, wanted, since, -1);
             }
         }
