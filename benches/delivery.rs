@@ -3,15 +3,20 @@
 
 mod support;
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use cohort_bridge::flagsmith::MAX_ROWS;
 use cohort_bridge::standin::{Endpoint, StandIn, StandInOptions};
 use support::*;
 
 const IN_FLIGHT: usize = 64;
+
+/// In bulk, as a self-hosted Flagsmith would be called.
+const BULK_IN_FLIGHT: usize = 8;
 
 fn calls() -> usize {
     std::env::var("BENCH_CALLS")
@@ -64,6 +69,100 @@ async fn bare(url: &str, calls: usize) -> f64 {
     calls as f64 / begun.elapsed().as_secs_f64()
 }
 
+/// The same in bulk: a hundred rows a call.
+async fn bare_bulk(url: &str, rows: usize) -> f64 {
+    let client = reqwest::Client::builder()
+        .pool_max_idle_per_host(BULK_IN_FLIGHT)
+        .no_proxy()
+        .build()
+        .expect("a client");
+    let next = Arc::new(AtomicUsize::new(0));
+    let url = format!("{url}traits/bulk/");
+    let begun = Instant::now();
+    let tasks: Vec<_> = (0..BULK_IN_FLIGHT)
+        .map(|_| {
+            let (client, next, url) = (client.clone(), Arc::clone(&next), url.clone());
+            tokio::spawn(async move {
+                loop {
+                    let first = next.fetch_add(MAX_ROWS, Ordering::Relaxed);
+                    if first >= rows {
+                        break;
+                    }
+                    let body: Vec<_> = (first..first + MAX_ROWS)
+                        .map(|number| {
+                            format!(
+                                r#"{{"identity":{{"identifier":"{}"}},"trait_key":"mixpanel_cohort_bench_bare","trait_value":true}}"#,
+                                identifier(Ids::Sequential, number)
+                            )
+                        })
+                        .collect();
+                    let answer = client
+                        .put(&url)
+                        .header("x-environment-key", "ser.server-key")
+                        .header("content-type", "application/json")
+                        .header("accept", "application/json")
+                        .body(format!("[{}]", body.join(",")))
+                        .send()
+                        .await
+                        .expect("the stand-in answers");
+                    assert_eq!(answer.status(), 200);
+                    answer.bytes().await.expect("the stand-in answers");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    rows as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// A ledger in which these many identities are pending: received and folded while Flagsmith was
+/// down.
+fn fill(ledger: &Path, identities: usize) {
+    let service = Service::start(ledger, "http://127.0.0.1:9/api/v1/");
+    let pages = identities / 1_000;
+    let mut connection = Connection::to(service.webhook);
+    for number in 1..=pages {
+        let body = page(
+            "members",
+            "bench",
+            "bench",
+            number,
+            pages,
+            1_000,
+            Ids::Sequential,
+        );
+        assert_eq!(connection.send(&webhook(&body)).0, 200);
+    }
+    while service.json("/api/v1/status")["backlog"] != 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    service.terminate();
+}
+
+fn is_pending(service: &Service) -> bool {
+    service.json("/api/v1/cohorts")["cohorts"][0]["destinations"][0]["pending"] != 0
+}
+
+/// Rows a second in bulk, and calls made.
+fn deliver_in_bulk(ledger: &Path, standin: &StandIn, identities: usize) -> (f64, u64) {
+    standin.forget_calls();
+    let in_flight = BULK_IN_FLIGHT.to_string();
+    let settings = [
+        ("COHORT_BRIDGE_FLAGSMITH_KIND", "core-bulk"),
+        ("COHORT_BRIDGE_MAX_IN_FLIGHT", in_flight.as_str()),
+    ];
+    let service = Service::start_with(ledger, &standin.url(), &settings);
+    let begun = Instant::now();
+    while is_pending(&service) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let rows_per_second = identities as f64 / begun.elapsed().as_secs_f64();
+    service.terminate();
+    (rows_per_second, standin.calls_to(Endpoint::Bulk))
+}
+
 fn wrk(url: &str, folder: &std::path::Path) -> Option<f64> {
     let script = folder.join("post.lua");
     std::fs::write(
@@ -102,27 +201,9 @@ fn main() {
     runtime.block_on(bare(&standin.url(), calls / 10));
     let before = runtime.block_on(bare(&standin.url(), calls));
 
-    // The service finds its work in the ledger: received and folded while Flagsmith was down.
+    // The service finds its work in the ledger.
     let ledger = folder.path().join("ledger.db");
-    let service = Service::start(&ledger, "http://127.0.0.1:9/api/v1/");
-    let pages = calls / 1_000;
-    let mut connection = Connection::to(service.webhook);
-    for number in 1..=pages {
-        let body = page(
-            "members",
-            "bench",
-            "bench",
-            number,
-            pages,
-            1_000,
-            Ids::Sequential,
-        );
-        assert_eq!(connection.send(&webhook(&body)).0, 200);
-    }
-    while service.json("/api/v1/status")["backlog"] != 0 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    service.terminate();
+    fill(&ledger, calls);
     standin.forget_calls();
     let service = Service::start(&ledger, &standin.url());
     let begun = Instant::now();
@@ -134,7 +215,7 @@ fn main() {
     }
     let delivered = (reached - at_start) as f64 / begun.elapsed().as_secs_f64();
     let cpu = service.cpu_seconds();
-    while service.json("/api/v1/cohorts")["cohorts"][0]["destinations"][0]["pending"] != 0 {
+    while is_pending(&service) {
         std::thread::sleep(Duration::from_millis(20));
     }
     let resident = service.peak_resident();
@@ -157,6 +238,23 @@ fn main() {
             "cpu_ms_a_1000_members": cpu * 1e6 / calls as f64,
             "resident_peak_mb": resident as f64 / 1e6,
             "calls_made": reached,
+        })
+    );
+
+    let raw = runtime.block_on(bare_bulk(&standin.url(), calls));
+    let ledger = folder.path().join("bulk.db");
+    fill(&ledger, calls);
+    let (delivered, calls_made) = deliver_in_bulk(&ledger, &standin, calls);
+    println!(
+        "{}",
+        serde_json::json!({
+            "bench": "delivery_in_bulk",
+            "identities": calls,
+            "in_flight": BULK_IN_FLIGHT,
+            "rows_per_second": delivered.round(),
+            "bare_reqwest_rows_per_second": raw.round(),
+            "ratio_to_bare_reqwest": delivered / raw,
+            "calls_made": calls_made,
         })
     );
 }

@@ -78,6 +78,9 @@ pub struct ServeArgs {
     /// Key of the Flagsmith environment, a server-side one (ser.…).
     #[arg(long, value_name = "KEY")]
     pub flagsmith_environment_key: Option<SecretString>,
+    /// By which endpoint traits are written: sdk is POST identities/, core-bulk is PUT traits/bulk/ of a Flagsmith of your own.
+    #[arg(long, value_name = "sdk|core-bulk")]
+    pub flagsmith_kind: Option<String>,
     /// Allow a Flagsmith API URL without TLS outside private networks.
     #[arg(long)]
     pub allow_http: bool,
@@ -481,6 +484,12 @@ mod tests {
             "<URL>",
             "COHORT_BRIDGE_FLAGSMITH_API_URL",
             "https://edge.api.flagsmith.com/api/v1/",
+        ),
+        (
+            "--flagsmith-kind",
+            "<sdk|core-bulk>",
+            "COHORT_BRIDGE_FLAGSMITH_KIND",
+            "sdk",
         ),
         ("--allow-http", "", "COHORT_BRIDGE_ALLOW_HTTP", "false"),
         (

@@ -94,6 +94,8 @@ pub struct Destination {
     pub api_url: Url,
     /// Sent as `X-Environment-Key`.
     pub environment_key: SecretString,
+    /// By which of Flagsmith's endpoints traits are written.
+    pub kind: Kind,
     /// What a leaver's trait becomes.
     pub on_leave: OnLeave,
     /// What a blank echo means where it cannot be judged.
@@ -108,6 +110,31 @@ pub struct Destination {
     pub late_write_window: Duration,
     /// How often the canary proves that a written trait stays.
     pub canary_interval: Duration,
+}
+
+/// By which of Flagsmith's endpoints traits are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// `POST identities/`, one identity a call: what every Flagsmith has.
+    #[default]
+    Sdk,
+    /// `PUT traits/bulk/`, about a hundred traits a call: only a Flagsmith of one's own (Core).
+    CoreBulk,
+}
+
+impl Kind {
+    /// The words for it in settings.
+    pub const WORDS: [(&'static str, Kind); 2] =
+        [("sdk", Kind::Sdk), ("core-bulk", Kind::CoreBulk)];
+
+    /// Reads one of [`Kind::WORDS`].
+    ///
+    /// # Errors
+    ///
+    /// What to write instead.
+    pub fn parse(value: &str) -> Result<Self, String> {
+        parse::one_of(&Self::WORDS)(value)
+    }
 }
 
 /// What `"traits":[]` in an answer to a write means where `traits/bulk/` cannot tell.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::clock::{Clock, Millis, SystemClock};
 use crate::cohort::{DestinationName, OnLeave, SourceName};
-use crate::config::{BlankEcho, Database, Destination, LogFormat, Settings, Source};
+use crate::config::{BlankEcho, Database, Destination, Kind, LogFormat, Settings, Source};
 use crate::http::authenticate::{Credentials, DEFAULT_SOURCE};
 use crate::mixpanel::IdentifierRules;
 use crate::replay::Replay;
@@ -141,6 +141,7 @@ fn settings(folder: &Path, standin: &StandIn, pair: &str) -> anyhow::Result<Sett
         name: DestinationName::from("stand-in"),
         api_url: standin.url().parse()?,
         environment_key: SecretString::from(Environment::default().server_key),
+        kind: Kind::Sdk,
         on_leave: OnLeave::False,
         blank_echo: BlankEcho::Halt,
         linger: Duration::from_millis(200),

@@ -1,9 +1,10 @@
 //! Delivery: brings what a destination was told to what is wanted.
 //!
 //! Level-triggered, as a Kubernetes controller is. A desk holds identities that were claimed in
-//! the ledger, as many as calls end for within about a second; callers take them from there, one call an identity; what ended is settled in the
-//! same transaction that claims more. So the cost of the ledger is shared by some hundred calls,
-//! and a kill leaves nothing that looks written and is not.
+//! the ledger, as many as calls end for within about a second; callers take them from there, one
+//! call an identity, or one call for many where the destination takes them in bulk; what ended is
+//! settled in the same transaction that claims more. So the cost of the ledger is shared by some
+//! hundred calls, and a kill leaves nothing that looks written and is not.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use self::depth::Depth;
 use crate::canary::PROVE_AFTER_CALLS;
 use crate::clock::{Clock, Millis};
-use crate::config::Destination;
+use crate::config::{Destination, Kind};
 use crate::flagsmith::Flagsmith;
 use crate::gate::{Gate, Signal};
 use crate::logging::IdentifierHash;
@@ -26,12 +27,15 @@ use crate::pace::Pace;
 use crate::status::{DestinationHealth, DestinationState};
 use crate::store::{Claim, Outcome, Settlement, Store};
 
+mod bulk;
 mod call;
 mod canary;
 mod clerk;
 mod depth;
+mod split;
 
 pub use call::ATTEMPTS;
+use split::Width;
 
 /// How long to wait after the ledger failed.
 const AFTER_FAILURE: Millis = 1_000;
@@ -94,6 +98,8 @@ struct Desk {
     gate: Gate,
     /// How many times at once.
     pace: Pace,
+    /// How much a call may carry; in bulk only.
+    width: Width,
     calling: usize,
     /// A caller waits for the time of the next call.
     is_timed: bool,
@@ -109,7 +115,10 @@ impl Desk {
         let was_open = self.gate.is_open();
         self.gate.record(signal, now);
         match (was_open, self.gate.is_open()) {
-            (true, false) => self.give_back_beyond(0),
+            (true, false) => {
+                self.width.closed();
+                self.give_back_beyond(0);
+            }
             (false, true) => self.pace.restart(),
             _ => {}
         }
@@ -156,7 +165,7 @@ impl Dispatch {
         let client = client.metered_by(Arc::clone(&meter));
         let pace = Pace::new(destination.max_in_flight);
         health.set_in_flight_limit(pace.limit());
-        let depth = Depth::new(clock.now());
+        let depth = Depth::new(destination.kind, clock.now());
         Dispatch {
             store,
             clock,
@@ -173,6 +182,7 @@ impl Dispatch {
                 ended: Vec::new(),
                 gate: Gate::new(),
                 pace,
+                width: Width::new(),
                 calling: 0,
                 is_timed: false,
                 closing: false,
@@ -200,7 +210,11 @@ impl Dispatch {
     pub async fn run(self: Arc<Self>, changes: watch::Receiver<()>, stop: CancellationToken) {
         let mut callers = JoinSet::new();
         for _ in 0..self.destination.max_in_flight {
-            callers.spawn(Arc::clone(&self).call_on_and_on());
+            let caller = Arc::clone(&self);
+            match self.destination.kind {
+                Kind::Sdk => callers.spawn(caller.call_on_and_on()),
+                Kind::CoreBulk => callers.spawn(caller.call_in_bulk_on_and_on()),
+            };
         }
         // Dropped with this future, it ends with it.
         let mut canary = JoinSet::new();

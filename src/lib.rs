@@ -15,7 +15,8 @@
 //! 6. [Judge](run) which runs Mixpanel counts, and [apply](store::Store::apply) the whole session in
 //!    the [`fold`].
 //! 7. [Claim](store::Store::exchange) identities whose traits are not as wanted.
-//! 8. [Write](flagsmith::Flagsmith::write) all changed traits of one identity in one call.
+//! 8. [Write](flagsmith::Flagsmith::write) all changed traits of one identity in one call, or those
+//!    of many [in bulk](flagsmith::Flagsmith::write_bulk).
 //! 9. [Settle](store::Settlement): what was proved is known, the rest is asserted again.
 #![forbid(unsafe_code)]
 

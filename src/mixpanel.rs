@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 pub use envelope::parse;
 pub use error::{ParseError, Rejected};
+pub(crate) use text::is_space;
 
 use crate::cohort::Action;
 use crate::roster::Roster;

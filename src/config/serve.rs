@@ -10,7 +10,7 @@ use super::layers::Layers;
 use super::parts::read_parts;
 use super::reader::{ConfigError, Faulted, Reader};
 use super::setting;
-use super::{BlankEcho, Destination, LogFormat, Settings, parse};
+use super::{BlankEcho, Destination, Kind, LogFormat, Settings, parse};
 use crate::backoff::LONGEST_ADVISED;
 use crate::cli::ServeArgs;
 use crate::cohort::OnLeave;
@@ -21,6 +21,9 @@ const RUST_LOG: &str = "RUST_LOG";
 
 /// What Flagsmith's server-side keys begin with.
 const SERVER_SIDE_KEY: &str = "ser.";
+
+/// Flagsmith's own cloud, whose documentation says that `traits/bulk/` is deprecated there.
+const EDGE_HOST: &str = "edge.api.flagsmith.com";
 
 /// Connections at most: beyond this no process gets file descriptors.
 const MOST_CONNECTIONS: usize = 1_000_000;
@@ -169,6 +172,11 @@ pub(super) fn read_destination(
         exposed(&args.flagsmith_environment_key),
         parse::header_secret,
     );
+    let kind = reader.value(
+        &setting::FLAGSMITH_KIND,
+        args.flagsmith_kind.as_deref(),
+        Kind::parse,
+    );
     let on_leave = reader.value(
         &setting::ON_LEAVE,
         args.on_leave.as_deref(),
@@ -231,10 +239,21 @@ pub(super) fn read_destination(
         ));
     }
 
+    if let (Ok(url), Ok(Kind::CoreBulk)) = (&api_url, kind)
+        && url.host_str() == Some(EDGE_HOST)
+    {
+        warnings.push(format!(
+            "{whose}{} core-bulk is for a Flagsmith of your own: {EDGE_HOST} has given up traits/bulk/ \
+             and may take it away; sdk costs one call an identity there",
+            setting::FLAGSMITH_KIND.flag,
+        ));
+    }
+
     Ok(Destination {
         name: name?.as_str().into(),
         api_url: api_url?,
         environment_key: environment_key?,
+        kind: kind?,
         on_leave: on_leave?,
         blank_echo: blank_echo?,
         linger: linger?,
@@ -358,6 +377,7 @@ mod tests {
             "https://edge.api.flagsmith.com/api/v1/"
         );
         assert_eq!(destination.environment_key.expose_secret(), "ser.hush");
+        assert_eq!(destination.kind, Kind::Sdk);
         assert_eq!(destination.on_leave, OnLeave::False);
         assert_eq!(destination.blank_echo, BlankEcho::Halt);
         assert_eq!(destination.linger, Duration::from_secs(1));
@@ -413,6 +433,7 @@ const ROWS: &[Row] = &[
     row(setting::WEBHOOK_SIGNING_SECRET, ["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", TWO_SIGNING_SECRETS], unseen, ["", ""], "whsec_hush!"),
     row(setting::FLAGSMITH_API_URL, ["https://a.example", "http://b:1/x"], |s| s.destinations[0].api_url.to_string(), ["https://a.example/", "http://b:1/x/"], "https://u:hush@h.example/"),
     row(setting::FLAGSMITH_ENVIRONMENT_KEY, ["ser.one", "two"], |s| s.destinations[0].environment_key.expose_secret().to_owned(), ["ser.one", "two"], "ser.hush\u{e9}"),
+    row(setting::FLAGSMITH_KIND, ["sdk", "core-bulk"], |s| format!("{:?}", s.destinations[0].kind), ["Sdk", "CoreBulk"], "bulk"),
     row(setting::IDENTIFIER_PROPERTY, ["a,b", "$user_id"], |s| s.sources[0].identifier.properties().join("+"), ["a+b", "$user_id"], "a,a"),
     row(setting::TRAIT_KEY, ["x_{id}", "y_{name}"], unseen, ["", ""], "no_placeholder"),
     row(setting::ANONYMOUS, ["skip", "keep"], |s| format!("{:?}", s.sources[0].identifier.anonymous()), ["Skip", "Keep"], "Keep"),
@@ -806,6 +827,13 @@ const ROWS: &[Row] = &[
             let warnings = with(flags, &[]).expect("allowed").warnings;
             warnings.iter().any(|warning| warning.contains(word))
         };
+        let own = "--flagsmith-api-url=https://flagsmith.example/api/v1/";
+        assert!(warned(&["--flagsmith-kind=core-bulk"], "traits/bulk/"));
+        assert!(!warned(
+            &["--flagsmith-kind=core-bulk", own],
+            "traits/bulk/"
+        ));
+        assert!(!warned(&["--flagsmith-kind=sdk"], "traits/bulk/"));
         assert!(warned(
             &["--admin-listen=0.0.0.0:9090"],
             "COHORT_BRIDGE_ADMIN_TOKEN"

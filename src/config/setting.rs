@@ -138,6 +138,11 @@ pub(crate) const FLAGSMITH_ENVIRONMENT_KEY: Setting = Setting::new(
     Required,
 )
 .secret();
+pub(crate) const FLAGSMITH_KIND: Setting = Setting::new(
+    "--flagsmith-kind",
+    "COHORT_BRIDGE_FLAGSMITH_KIND",
+    Value("sdk"),
+);
 pub(crate) const ALLOW_HTTP: Setting =
     Setting::new("--allow-http", "COHORT_BRIDGE_ALLOW_HTTP", Value("false"));
 pub(crate) const IDENTIFIER_PROPERTY: Setting = Setting::new(
@@ -234,6 +239,7 @@ pub const SERVE: &[Setting] = &[
     WEBHOOK_SIGNING_SECRET,
     FLAGSMITH_API_URL,
     FLAGSMITH_ENVIRONMENT_KEY,
+    FLAGSMITH_KIND,
     ALLOW_HTTP,
     IDENTIFIER_PROPERTY,
     TRAIT_KEY,

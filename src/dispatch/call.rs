@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Dispatch, SETTLE_AT};
+use super::{Desk, Dispatch, SETTLE_AT};
 use crate::backoff::delay_before;
 use crate::clock::{Millis, Stopwatch, millis};
 use crate::config::BlankEcho;
@@ -26,9 +26,9 @@ const BLANK_ECHO: &str = "Flagsmith's answers show no traits, and this Flagsmith
      (then set COHORT_BRIDGE_BLANK_ECHO=stored)";
 
 /// What a caller does next.
-enum Next {
-    /// Calls for this identity.
-    Call(Claim, Ticket),
+enum Next<T> {
+    /// Calls for whom it took.
+    Call(T, Ticket),
     /// Waits until it is woken, or until this time.
     Wait(Option<Millis>),
     /// Ends.
@@ -37,21 +37,24 @@ enum Next {
 
 impl Dispatch {
     pub(super) async fn call_on_and_on(self: Arc<Self>) {
-        while let Some((claim, ticket)) = self.next_claim().await {
+        while let Some((claim, ticket)) = self.next(|desk| desk.waiting.pop_front()).await {
             let (outcome, signal, heard) = self.deliver(&claim).await;
             self.ended(claim, outcome, signal, (ticket, heard));
         }
     }
 
-    /// The next identity to call for; `None` when the desk is closing.
-    async fn next_claim(&self) -> Option<(Claim, Ticket)> {
+    /// What `take` takes from the desk for the next call; `None` when the desk is closing.
+    pub(super) async fn next<T>(
+        &self,
+        take: impl Fn(&mut Desk) -> Option<T>,
+    ) -> Option<(T, Ticket)> {
         loop {
             // Registered before looking, so that no wake-up is missed.
             let woken = self.work.notified();
             tokio::pin!(woken);
             woken.as_mut().enable();
-            let time = match self.take_claim() {
-                Next::Call(claim, ticket) => return Some((claim, ticket)),
+            let time = match self.take(&take) {
+                Next::Call(taken, ticket) => return Some((taken, ticket)),
                 Next::End => return None,
                 Next::Wait(time) => time,
             };
@@ -67,7 +70,7 @@ impl Dispatch {
         }
     }
 
-    fn take_claim(&self) -> Next {
+    fn take<T>(&self, take: impl Fn(&mut Desk) -> Option<T>) -> Next<T> {
         let mut desk = self.desk();
         if desk.closing {
             return Next::End;
@@ -80,20 +83,21 @@ impl Dispatch {
             let is_first = !std::mem::replace(&mut desk.is_timed, true);
             return Next::Wait(is_first.then_some(time));
         }
-        let Some(claim) = desk.waiting.pop_front() else {
+        let waiting = desk.waiting.len();
+        let Some(taken) = take(&mut desk) else {
             return Next::Wait(None);
         };
         desk.calling += 1;
         let under_way = desk.calling;
         let ticket = desk.pace.begun(under_way);
         self.health.set_in_flight(under_way);
-        if desk.waiting.len() == desk.low {
+        if waiting > desk.low && desk.waiting.len() <= desk.low {
             self.news.notify_one();
         }
         if self.meter.is_limited() {
             self.work.notify_one();
         }
-        Next::Call(claim, ticket)
+        Next::Call(taken, ticket)
     }
 
     fn ended(
@@ -109,34 +113,15 @@ impl Dispatch {
         desk.calling -= 1;
         desk.depth.ended(1, now);
         self.health.set_in_flight(desk.calling);
-        let outcome = match outcome {
-            Outcome::Retry {
-                due_at,
-                counts,
-                may_land_late,
-                error,
-            } => {
-                let counts = counts && desk.gate.failures_count();
-                if counts && claim.attempts + 1 >= ATTEMPTS {
-                    Outcome::Dead { error }
-                } else {
-                    Outcome::Retry {
-                        due_at,
-                        counts,
-                        may_land_late,
-                        error,
-                    }
-                }
-            }
-            ended => ended,
-        };
+        let outcome = final_outcome(outcome, claim.attempts, &desk.gate);
         let was_open = desk.gate.is_open();
         let limit = desk.limit(now);
         desk.pace.ended(ticket, heard, now);
         desk.record(signal, now);
         self.health.set_in_flight_limit(desk.pace.limit());
         let grew = desk.limit(now) > limit;
-        self.tell(&claim, &outcome, &desk.gate);
+        self.tell_dead(&claim, &outcome);
+        self.tell_state(desk.gate.state());
         self.metrics
             .traits_settled(metric_of(&outcome, &desk.gate), traits);
         if let Outcome::Written { .. } = outcome {
@@ -162,7 +147,7 @@ impl Dispatch {
         }
     }
 
-    fn tell(&self, claim: &Claim, outcome: &Outcome, gate: &Gate) {
+    pub(super) fn tell_dead(&self, claim: &Claim, outcome: &Outcome) {
         if let Outcome::Dead { error } = outcome {
             tracing::warn!(
                 destination = %self.destination.name,
@@ -171,7 +156,6 @@ impl Dispatch {
                 "dead letter: this identity cannot be written"
             );
         }
-        self.tell_state(gate.state());
     }
 
     async fn deliver(&self, claim: &Claim) -> (Outcome, Signal, Heard) {
@@ -184,9 +168,21 @@ impl Dispatch {
         let disposition = self.client.write(&claim.identifier, &traits).await;
         let heard = heard(&disposition, stopwatch.elapsed());
         let (outcome, signal) = match disposition {
-            Disposition::Written { may_land_late } => written(may_land_late),
             Disposition::BlankEcho { may_land_late } => {
                 self.judge_blank_echo(claim, may_land_late).await
+            }
+            other => self.outcome_of(claim, other),
+        };
+        (outcome, signal, heard)
+    }
+
+    /// What an answer means for the identity that it is about, and for the destination.
+    pub(super) fn outcome_of(&self, claim: &Claim, disposition: Disposition) -> (Outcome, Signal) {
+        match disposition {
+            Disposition::Written { may_land_late } => written(may_land_late),
+            // Not judged by a second call.
+            Disposition::BlankEcho { may_land_late } => {
+                self.later(claim, true, None, may_land_late, BLANK_ECHO.into())
             }
             Disposition::Later {
                 scope,
@@ -215,8 +211,7 @@ impl Dispatch {
                 self.suspicion.notify_one();
                 self.halted(reason.into())
             }
-        };
-        (outcome, signal, heard)
+        }
     }
 
     async fn judge_blank_echo(&self, claim: &Claim, may_land_late: bool) -> (Outcome, Signal) {
@@ -297,7 +292,7 @@ impl Dispatch {
 }
 
 /// What an answer tells of the server's load.
-fn heard(disposition: &Disposition, took: Duration) -> Heard {
+pub(super) fn heard(disposition: &Disposition, took: Duration) -> Heard {
     match disposition {
         Disposition::Written { .. } | Disposition::BlankEcho { .. } => Heard::Answer(took),
         Disposition::Later {
@@ -314,11 +309,37 @@ fn heard(disposition: &Disposition, took: Duration) -> Heard {
     }
 }
 
+/// An outcome as it is settled: a failure is the identity's own only while others succeed, and of
+/// those there is a last one.
+pub(super) fn final_outcome(outcome: Outcome, attempts: u32, gate: &Gate) -> Outcome {
+    match outcome {
+        Outcome::Retry {
+            due_at,
+            counts,
+            may_land_late,
+            error,
+        } => {
+            let counts = counts && gate.failures_count();
+            if counts && attempts + 1 >= ATTEMPTS {
+                Outcome::Dead { error }
+            } else {
+                Outcome::Retry {
+                    due_at,
+                    counts,
+                    may_land_late,
+                    error,
+                }
+            }
+        }
+        ended => ended,
+    }
+}
+
 fn written(may_land_late: bool) -> (Outcome, Signal) {
     (Outcome::Written { may_land_late }, Signal::Success)
 }
 
-fn metric_of(outcome: &Outcome, gate: &Gate) -> WriteOutcome {
+pub(super) fn metric_of(outcome: &Outcome, gate: &Gate) -> WriteOutcome {
     match outcome {
         Outcome::Written { .. } => WriteOutcome::Written,
         Outcome::Dead { .. } => WriteOutcome::Dead,

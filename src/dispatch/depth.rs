@@ -6,13 +6,15 @@
 //! takes ten calls a second, a desk of a thousand would be two minutes of that.
 
 use crate::clock::Millis;
+use crate::config::Kind;
+use crate::flagsmith::MAX_ROWS;
 
 /// Identities claimed ahead, at most: some tens of milliseconds of work at full speed, and few enough
 /// that a transaction of the ledger stays short.
 pub(super) const MOST: usize = 1_024;
 
 /// Identities claimed ahead at least, however slowly calls end: the desk is filled up at half of it,
-/// and a batch of one would never look at what is new.
+/// and a batch of one would never look at what is new. In bulk, calls' worth of them.
 const LEAST: usize = 4;
 
 /// Milliseconds in which calls are counted; the last two spans count.
@@ -24,6 +26,8 @@ pub(super) const STALE_AFTER: Millis = 2_000;
 /// Counts identities whose calls ended.
 #[derive(Clone, Debug)]
 pub(super) struct Depth {
+    /// What `least` never is below.
+    floor: usize,
     least: usize,
     span_began: Millis,
     in_this_span: usize,
@@ -31,9 +35,15 @@ pub(super) struct Depth {
 }
 
 impl Depth {
-    pub(super) fn new(now: Millis) -> Self {
+    /// For calls of one identity each, or of some hundred.
+    pub(super) fn new(kind: Kind, now: Millis) -> Self {
+        let floor = match kind {
+            Kind::Sdk => LEAST,
+            Kind::CoreBulk => LEAST * MAX_ROWS,
+        };
         Depth {
-            least: LEAST,
+            floor,
+            least: floor,
             span_began: now,
             in_this_span: 0,
             in_the_last: 0,
@@ -53,12 +63,12 @@ impl Depth {
 
     /// The desk was filled up in time.
     pub(super) fn kept_up(&mut self) {
-        self.least = (self.least / 2).max(LEAST);
+        self.least = (self.least / 2).max(self.floor);
     }
 
     /// What was claimed lay for long.
     pub(super) fn calm_down(&mut self) {
-        self.least = LEAST;
+        self.least = self.floor;
     }
 
     /// How many to have ahead now.
@@ -88,7 +98,7 @@ mod tests {
 
     #[test]
     fn it_follows_the_calls_and_forgets_a_pause() {
-        let mut depth = Depth::new(0);
+        let mut depth = Depth::new(Kind::Sdk, 0);
         assert_eq!(depth.wanted(0), LEAST);
         for call in 0..100 {
             depth.ended(1, call * 10);
@@ -100,14 +110,14 @@ mod tests {
 
     #[test]
     fn calls_that_take_no_time_fill_the_desk() {
-        let mut depth = Depth::new(7);
+        let mut depth = Depth::new(Kind::Sdk, 7);
         depth.ended(5_000, 7);
         assert_eq!(depth.wanted(7), MOST);
     }
 
     #[test]
     fn a_slow_ledger_is_asked_for_more_until_it_keeps_up() {
-        let mut depth = Depth::new(0);
+        let mut depth = Depth::new(Kind::Sdk, 0);
         for _ in 0..20 {
             depth.ran_dry();
         }
@@ -119,8 +129,18 @@ mod tests {
     }
 
     #[test]
+    fn in_bulk_there_are_always_whole_calls() {
+        let mut depth = Depth::new(Kind::CoreBulk, 0);
+        depth.kept_up();
+        assert!(depth.wanted(0) / 2 >= MAX_ROWS);
+        depth.ran_dry();
+        depth.calm_down();
+        assert!(depth.wanted(60_000) / 2 >= MAX_ROWS);
+    }
+
+    #[test]
     fn a_clock_that_is_set_stops_nothing() {
-        let mut depth = Depth::new(1_000_000);
+        let mut depth = Depth::new(Kind::Sdk, 1_000_000);
         depth.ended(50, 1_000_000);
         assert_eq!(depth.wanted(5), LEAST);
         depth.ended(50, 6);
@@ -131,7 +151,7 @@ mod tests {
         /// Against a list of when every call ended.
         #[test]
         fn what_ended_in_the_last_moments_is_claimed_ahead(gaps in prop::collection::vec(0_i64..400, 1..200)) {
-            let mut depth = Depth::new(0);
+            let mut depth = Depth::new(Kind::Sdk, 0);
             let mut now = 0;
             let mut ended = Vec::new();
             for gap in gaps {

@@ -17,7 +17,7 @@ use crate::clock::Millis;
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 
 /// Characters of an answer that an error quotes: enough for Flagsmith's sentences.
-const EXCERPT_CHARS: usize = 200;
+pub(super) const EXCERPT_CHARS: usize = 200;
 
 /// Bytes of an answer that are looked at for an excerpt.
 pub(super) const EXCERPT_BYTES: usize = 4096;

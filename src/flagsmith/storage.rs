@@ -7,10 +7,11 @@ use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::bulk::{self, NO_BULK};
 use super::disposition::{CLIENT_KEY_BARRED, STORES_NO_TRAITS, Trouble, excerpt};
 use super::transport::now;
 use super::{Flagsmith, Identity, Sent, echo, json};
-use crate::config::BlankEcho;
+use crate::config::{BlankEcho, Kind};
 
 pub use crate::trait_key::CANARY;
 
@@ -172,15 +173,22 @@ impl Flagsmith {
     }
 
     async fn try_probe(&self, value: &str) -> Result<Storage, Trouble> {
-        let body = json(&Identity {
-            identifier: CANARY,
-            traits: [Sent(CANARY, value)],
-        })?;
-        let answer = self
-            .call(&Method::POST, &self.identities, Some(&body))
-            .await?;
-        let echo_is_blank = echo::traits(&answer.body, CANARY)?.is_empty();
         let wanted = Value::from(value);
+        let echo_is_blank = match self.kind {
+            Kind::Sdk => Some(self.write_canary(value).await?),
+            // As everything else is written there, so that it proves that way.
+            Kind::CoreBulk => match self.write_canary_in_bulk(&wanted).await? {
+                BlankVerdict::Stored => None,
+                BlankVerdict::NotStored { reason } => return Ok(Storage::NotStored { reason }),
+                BlankVerdict::Later {
+                    retry_after, error, ..
+                } => return Ok(Storage::Unreachable { retry_after, error }),
+                BlankVerdict::Unavailable => {
+                    let reason = NO_BULK.to_owned();
+                    return Ok(Storage::Fails { reason });
+                }
+            },
+        };
         let mut waits = READ_AGAIN_AFTER.into_iter();
         loop {
             let answer = match self.show(CANARY).await {
@@ -204,7 +212,7 @@ impl Flagsmith {
             if shown == Some(&wanted) {
                 return Ok(Storage::Stays);
             }
-            let blank = echo_is_blank && read.is_empty();
+            let blank = read.is_empty() && echo_is_blank.unwrap_or(waits.len() == 0);
             // Two blanks are no lag.
             let wait = if blank { None } else { waits.next() };
             match wait {
@@ -214,6 +222,37 @@ impl Flagsmith {
                     return Ok(self.why_unseen(blank, &wanted, shown).await);
                 }
             }
+        }
+    }
+
+    /// Whether the echo of the written canary shows nothing at all.
+    async fn write_canary(&self, value: &str) -> Result<bool, Trouble> {
+        let body = json(&Identity {
+            identifier: CANARY,
+            traits: [Sent(CANARY, value)],
+        })?;
+        let answer = self
+            .call(&Method::POST, &self.identities, Some(&body))
+            .await?;
+        Ok(echo::traits(&answer.body, CANARY)?.is_empty())
+    }
+
+    /// What the echo of the canary shows; unlike the identities endpoint, this one says outright where
+    /// it does not store, and so nothing will have counted as written.
+    async fn write_canary_in_bulk(&self, value: &Value) -> Result<BlankVerdict, Trouble> {
+        let row = Row {
+            identity: RowIdentity { identifier: CANARY },
+            trait_key: CANARY,
+            trait_value: value,
+        };
+        let body = json(&[&row])?;
+        let answer = self.answer(&Method::PUT, &self.bulk, Some(&body)).await?;
+        match answer.status.as_u16() {
+            404 | 405 | 410 => Ok(BlankVerdict::Unavailable),
+            400 if bulk::bars_client(&answer, self.key()) => Err(Trouble::Halt {
+                reason: CLIENT_KEY_BARRED.to_owned(),
+            }),
+            _ => Ok(judge_rows(&answer.ok(now())?.body, &row)),
         }
     }
 

@@ -43,11 +43,22 @@ impl Flagsmith {
         url: &Url,
         body: Option<&[u8]>,
     ) -> Result<Answer, Trouble> {
-        match self.attempt(method, url, body).await {
+        self.answer_within(None, method, url, body).await
+    }
+
+    /// As [`Flagsmith::answer`], within a time of its own instead of the client's.
+    pub(super) async fn answer_within(
+        &self,
+        limit: Option<Duration>,
+        method: &Method,
+        url: &Url,
+        body: Option<&[u8]>,
+    ) -> Result<Answer, Trouble> {
+        match self.attempt(limit, method, url, body).await {
             Err(Broken {
                 before_any_answer: true,
                 ..
-            }) => match self.attempt(method, url, body).await {
+            }) => match self.attempt(limit, method, url, body).await {
                 Ok(answer) => Ok(Answer {
                     repeated: true,
                     ..answer
@@ -60,12 +71,14 @@ impl Flagsmith {
 
     async fn attempt(
         &self,
+        limit: Option<Duration>,
         method: &Method,
         url: &Url,
         body: Option<&[u8]>,
     ) -> Result<Answer, Broken> {
         let mut request = Request::new(method.clone(), url.clone());
         *request.headers_mut() = self.headers.clone();
+        *request.timeout_mut() = limit;
         // Bytes, never a stream: a chunked body is ignored under a 200.
         *request.body_mut() = body.map(|body| body.to_vec().into());
         if let Some(meter) = &self.meter {

@@ -78,7 +78,7 @@ impl<'a> Scalar<'a> {
 
 /// White space as Python's `str.strip` sees it, which is how Flagsmith trims an identifier.
 /// Unicode's `White_Space` and U+001C to U+001F, which Python counts by their bidirectional class.
-pub(super) fn is_space(character: char) -> bool {
+pub(crate) fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{1c}'..='\u{1f}')
 }
 

@@ -1,6 +1,7 @@
 //! A request, and how Flagsmith reads it.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use actix_web::http::Method;
 use actix_web::web::Bytes;
@@ -61,22 +62,33 @@ impl Ask<'_> {
         }
     }
 
-    /// The identifier it is about, as sent; of the first row in bulk.
-    pub fn identifier(&self) -> String {
+    /// The identifiers it is about, as sent, each once; at least one, if only an empty one.
+    pub fn identifiers(&self) -> Vec<String> {
         if self.endpoint() == Endpoint::Read {
-            return self.queried().unwrap_or_default();
+            return vec![self.queried().unwrap_or_default()];
         }
         let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
-        let named = match &body {
-            Value::Array(rows) => rows.first().map(|row| &row["identity"]["identifier"]),
-            other => Some(&other["identifier"]),
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let Value::Array(rows) = &body else {
+            return vec![text(&body["identifier"])];
         };
-        let named = named.and_then(Value::as_str);
-        named.unwrap_or_default().to_owned()
+        let mut seen = HashSet::new();
+        let named = rows.iter().map(|row| text(&row["identity"]["identifier"]));
+        let named: Vec<_> = named.filter(|name| seen.insert(name.clone())).collect();
+        if named.is_empty() {
+            vec![String::new()]
+        } else {
+            named
+        }
     }
 
     /// Does what it asks for.
     pub fn answer(&self, world: &World) -> Reply {
+        self.answer_unless(world, None)
+    }
+
+    /// Does what it asks for, unless it comes to write to `refused`, which the database refuses.
+    pub fn answer_unless(&self, world: &World, refused: Option<&str>) -> Reply {
         if matches!(&*self.path, "/api/v1/identities" | "/api/v1/traits/bulk") {
             let query = if self.query.is_empty() { "" } else { "?" };
             return Reply::redirect(format!("{}/{query}{}", self.path, self.query));
@@ -97,12 +109,15 @@ impl Ask<'_> {
             return Reply::detail(403, "Organisation is disabled from serving flags.");
         }
         let reply = match self.endpoint() {
+            Endpoint::Write if refused.is_some_and(|refused| self.identifiers() == [refused]) => {
+                Reply::page(500)
+            }
             Endpoint::Write => self.identify(environment, kind),
             Endpoint::Read => match self.queried().filter(|named| !named.is_empty()) {
                 Some(identifier) => environment.read(&identifier),
                 None => Reply::detail(200, "Missing identifier"),
             },
-            Endpoint::Bulk => self.bulk(environment, kind),
+            Endpoint::Bulk => self.bulk(environment, kind, refused),
             Endpoint::Other => {
                 Reply::detail(405, &format!("Method \"{}\" not allowed.", self.method))
             }
@@ -171,7 +186,7 @@ impl Ask<'_> {
         }
     }
 
-    fn bulk(&self, environment: &LiveEnvironment, key: KeyKind) -> Reply {
+    fn bulk(&self, environment: &LiveEnvironment, key: KeyKind, refused: Option<&str>) -> Reply {
         if environment.bars(key) {
             return Reply::page(400);
         }
@@ -210,7 +225,7 @@ impl Ask<'_> {
             return Reply::value(400, &Value::Array(errors));
         }
         let rows: Vec<BulkRow<'_>> = checked.into_iter().flatten().collect();
-        if environment.set_rows(&rows).is_err() {
+        if environment.set_rows(&rows, refused).is_err() {
             return Reply::page(500);
         }
         let echo: Vec<Value> = rows

@@ -28,6 +28,8 @@ pub enum Fault {
     Delay(Duration),
     /// An ordinary answer after [`StandIn::release`](super::StandIn::release).
     Hold,
+    /// The database refuses this identity: a 500, and in bulk whatever comes before it is written.
+    Refuse(String),
     /// No answer ever; nothing is stored.
     Hang,
     /// The connection closes; nothing is stored.
@@ -89,6 +91,15 @@ pub struct Call<'a> {
     pub endpoint: Endpoint,
     /// The identifier as sent, of the first row in bulk; empty where there is none.
     pub identifier: &'a str,
+    /// All identifiers as sent, each once; several in bulk only.
+    pub identifiers: &'a [String],
+}
+
+impl Call<'_> {
+    /// Whether it is about this identity, among others or alone.
+    pub fn is_about(&self, identifier: &str) -> bool {
+        self.identifiers.iter().any(|named| named == identifier)
+    }
 }
 
 pub(super) type Rule = Arc<dyn Fn(&Call<'_>) -> Option<Fault> + Send + Sync>;
@@ -126,7 +137,7 @@ impl Faults {
         self.armed.store(false, Ordering::Release);
     }
 
-    pub fn next(&self, endpoint: Endpoint, identifier: &str) -> Fault {
+    pub fn next(&self, endpoint: Endpoint, identifiers: &[String]) -> Fault {
         let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(fault) = lock(&self.script).pop_front() {
             return fault;
@@ -135,7 +146,8 @@ impl Faults {
         let call = Call {
             number,
             endpoint,
-            identifier,
+            identifier: identifiers.first().map(String::as_str).unwrap_or_default(),
+            identifiers,
         };
         rule.and_then(|rule| rule(&call)).unwrap_or(Fault::Pass)
     }

@@ -56,15 +56,16 @@ pub(super) async fn handle(
         world.traffic.count(endpoint, reply.status);
         return response(reply);
     }
-    let identifier = ask.identifier();
-    let in_flight = world.traffic.begin(&identifier);
+    let identifiers = ask.identifiers();
+    let in_flight = world.traffic.begin(&identifiers);
     let fault = if world.faults.armed() {
-        world.faults.next(endpoint, &identifier)
+        world.faults.next(endpoint, &identifiers)
     } else {
         Fault::Pass
     };
     let reply = match fault {
         Fault::Pass => ask.answer(&world),
+        Fault::Refuse(identifier) => ask.answer_unless(&world, Some(&identifier)),
         Fault::Delay(delay) => {
             actix_web::rt::time::sleep(delay).await;
             ask.answer(&world)

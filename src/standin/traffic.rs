@@ -87,17 +87,19 @@ impl Traffic {
     }
 
     /// Marks a call as in flight until the mark is dropped.
-    pub fn begin(&self, identifier: &str) -> InFlight<'_> {
+    pub fn begin<'a>(&'a self, identifiers: &'a [String]) -> InFlight<'a> {
         let mut in_flight = lock(&self.in_flight);
-        let of_identity = in_flight.entry(identifier.to_owned()).or_default();
-        *of_identity += 1;
-        self.max_per_identity
-            .fetch_max(*of_identity, Ordering::Relaxed);
+        for identifier in identifiers {
+            let of_identity = in_flight.entry(identifier.clone()).or_default();
+            *of_identity += 1;
+            self.max_per_identity
+                .fetch_max(*of_identity, Ordering::Relaxed);
+        }
         let in_all = self.in_all.fetch_add(1, Ordering::Relaxed) + 1;
         self.max_in_all.fetch_max(in_all, Ordering::Relaxed);
         InFlight {
             traffic: self,
-            identifier: identifier.to_owned(),
+            identifiers,
         }
     }
 
@@ -118,17 +120,19 @@ impl Traffic {
 
 pub(super) struct InFlight<'a> {
     traffic: &'a Traffic,
-    identifier: String,
+    identifiers: &'a [String],
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.traffic.in_all.fetch_sub(1, Ordering::Relaxed);
         let mut in_flight = lock(&self.traffic.in_flight);
-        if let Some(of_identity) = in_flight.get_mut(&self.identifier) {
-            *of_identity -= 1;
-            if *of_identity == 0 {
-                in_flight.remove(&self.identifier);
+        for identifier in self.identifiers {
+            if let Some(of_identity) = in_flight.get_mut(identifier) {
+                *of_identity -= 1;
+                if *of_identity == 0 {
+                    in_flight.remove(identifier);
+                }
             }
         }
     }

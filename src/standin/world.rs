@@ -13,7 +13,9 @@ use super::fault::Faults;
 use super::lock;
 use super::reply::{self, Reply, Shown, View};
 use super::traffic::Traffic;
-use super::validate::{BulkRow, Identify, MAX_IDENTIFIER_CHARS, MAX_TRAIT_KEY_CHARS, SentTrait};
+use super::validate::{
+    BulkRow, Identify, MAX_IDENTIFIER_CHARS, MAX_TRAIT_KEY_CHARS, SentTrait, overflows_index,
+};
 
 /// Locks an environment's identities are spread over, so that workers seldom meet.
 const SHARDS: usize = 64;
@@ -237,7 +239,7 @@ impl LiveEnvironment {
         let Some(identifier) = ask.identifier.as_deref() else {
             return self.identify_nobody(&ask);
         };
-        if identifier.chars().count() > MAX_IDENTIFIER_CHARS {
+        if identifier.chars().count() > MAX_IDENTIFIER_CHARS || overflows_index(identifier) {
             return Reply::page(500);
         }
         if ask.transient {
@@ -324,8 +326,9 @@ impl LiveEnvironment {
     }
 
     /// The set rows of `PUT traits/bulk/`, one identity after the other; `Err` where the database
-    /// would refuse a row: what came before it is written, its identity was created.
-    pub fn set_rows(&self, rows: &[BulkRow<'_>]) -> Result<(), ()> {
+    /// would refuse a row, as it does any of `refused`: what came before it is written, its
+    /// identity was created.
+    pub fn set_rows(&self, rows: &[BulkRow<'_>], refused: Option<&str>) -> Result<(), ()> {
         let mut order: Vec<&str> = Vec::new();
         let mut of_identity: HashMap<&str, Vec<&BulkRow<'_>>> = HashMap::new();
         for row in rows {
@@ -336,12 +339,17 @@ impl LiveEnvironment {
             group.push(row);
         }
         for identifier in order {
+            if overflows_index(identifier) {
+                return Err(());
+            }
             let mut shard = lock(self.shard(identifier));
             let traits = shard.entry(identifier.into()).or_default();
             let group = of_identity.remove(identifier).unwrap_or_default();
-            if group
-                .iter()
-                .any(|row| row.key.chars().count() > MAX_TRAIT_KEY_CHARS || row.overflows())
+            let is_refused = refused == Some(identifier);
+            if is_refused
+                || group
+                    .iter()
+                    .any(|row| row.key.chars().count() > MAX_TRAIT_KEY_CHARS || row.overflows())
             {
                 return Err(());
             }

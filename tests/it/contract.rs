@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use cohort_bridge::standin::{Environment, StandIn, StandInOptions, Switch};
+use cohort_bridge::standin::{Environment, Fault, StandIn, StandInOptions, Switch};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -398,11 +398,13 @@ fn bulk_deletes_first_and_stops_midway() {
 
     // A 400: the deletion stays done, no row is set.
     let bad = json!([
+        row("ann", "t", json!(null)),
         row("new", "t", json!(true)),
         row("", "t", json!(true)),
-        row("ann", "t", json!(null)),
     ]);
-    assert_eq!(bulk(&stand_in, bad).0, 400);
+    // Errors are counted without the deletions.
+    let blank = json!({"identity": {"identifier": ["This field may not be blank."]}});
+    assert_eq!(bulk(&stand_in, bad), (400, json!([{}, blank])));
     assert_eq!(
         json!(stand_in.identities()),
         json!({"ann": {}, "bob": {"t": true}})
@@ -441,6 +443,49 @@ fn bulk_deletes_first_and_stops_midway() {
         bulk(&stand_in, json!([overlong])),
         (400, json!([{"identity": {"identifier": [said]}}]))
     );
+}
+
+/// The database's index takes some 2,700 bytes, and more where they can be compressed.
+#[test]
+fn an_identifier_that_no_index_row_holds_is_a_server_error() {
+    let stand_in = recording_stand_in();
+    let han = |count: u32| -> String {
+        (0..count)
+            .filter_map(|n| char::from_u32(0x4e00 + n * 7))
+            .collect()
+    };
+    let row = |identifier: &str| json!({"identity": {"identifier": identifier}, "trait_key": "t", "trait_value": true});
+    let one = |identifier: &str| json!({"identifier": identifier, "traits": [{"trait_key": "t", "trait_value": true}]});
+    let (fits, too_long, same) = (han(895), han(905), "😀".repeat(2_000));
+    assert_eq!((fits.len(), too_long.len()), (2_685, 2_715));
+    for (identifier, status) in [(&fits, 200), (&too_long, 500), (&same, 200)] {
+        assert_eq!(write(&stand_in, one(identifier)).0, status);
+    }
+    // In bulk whatever stands before it is written, and nothing behind it.
+    let midway = json!([row("before"), row(&too_long), row("behind")]);
+    assert_eq!(bulk(&stand_in, midway).0, 500);
+    assert!(stand_in.identity("before").is_some());
+    assert!(stand_in.identity(&too_long).is_none() && stand_in.identity("behind").is_none());
+}
+
+#[test]
+fn a_server_error_for_one_identity_leaves_what_stands_before_it_written() {
+    let stand_in = recording_stand_in();
+    let row = |identifier: &str, value: Value| json!({"identity": {"identifier": identifier}, "trait_key": "t", "trait_value": value});
+    bulk(&stand_in, json!([row("gone", json!(true))]));
+    stand_in.fault(Fault::Refuse("sick".into()));
+    let rows = json!([
+        row("one", json!(true)),
+        row("sick", json!(true)),
+        row("three", json!(true)),
+        row("gone", json!(null)),
+    ]);
+    assert_eq!(bulk(&stand_in, rows).0, 500);
+    let expected = json!({"gone": {}, "one": {"t": true}, "sick": {}});
+    assert_eq!(json!(stand_in.identities()), expected);
+    assert_eq!(bulk(&stand_in, json!([row("three", json!(true))])).0, 200);
+    let sick = json!({"identifier": "sick", "traits": []});
+    assert_eq!(write(&stand_in, sick).0, 500);
 }
 
 #[test]

@@ -789,9 +789,9 @@ async fn a_clock_set_back_strands_no_retry() {
 }
 
 /// Fold and delivery without listeners, before a client that loses patience at once.
-struct Impatient {
-    store: Arc<dyn Store>,
-    clock: ManualClock,
+pub(crate) struct Impatient {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: ManualClock,
     health: Arc<Health>,
     stop: CancellationToken,
     running: tokio::task::JoinSet<()>,
@@ -804,10 +804,14 @@ impl Impatient {
         Self::with_patience(stand_in, Duration::from_millis(150))
     }
 
-    fn with_patience(stand_in: &StandIn, call_timeout: Duration) -> Self {
+    fn with_patience(stand_in: &StandIn, patience: Duration) -> Self {
+        Self::towards(destination(&stand_in.url(), "ser.server-key"), patience)
+    }
+
+    pub(crate) fn towards(destination: Destination, patience: Duration) -> Self {
         let folder = fast_temp_dir();
         let clock = ManualClock::at(START);
-        let destination = Arc::new(destination(&stand_in.url(), "ser.server-key"));
+        let destination = Arc::new(destination);
         let rules = DestinationRules {
             name: destination.name.clone(),
             on_leave: destination.on_leave,
@@ -819,7 +823,8 @@ impl Impatient {
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open(&path, vec![source], vec![rules]).unwrap());
         let limits = Limits {
-            call_timeout,
+            call_timeout: patience,
+            bulk_timeout: patience,
             ..Limits::default()
         };
         let metrics = Metrics::new().unwrap();
@@ -849,7 +854,7 @@ impl Impatient {
         }
     }
 
-    async fn send(&self, page: &Value) {
+    pub(crate) async fn send(&self, page: &Value) {
         let parsed = parse(page.to_string().as_bytes(), &IdentifierRules::default()).unwrap();
         let now = self.clock.now();
         self.store
@@ -859,13 +864,13 @@ impl Impatient {
         self.health.page_appended();
     }
 
-    async fn pending(&self) -> u64 {
+    pub(crate) async fn pending(&self) -> u64 {
         let cohorts = self.store.cohorts().await.unwrap();
         let deliveries = cohorts.iter().flat_map(|cohort| &cohort.destinations);
         deliveries.map(|delivery| delivery.pending).sum()
     }
 
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         while self.running.join_next().await.is_some() {}
         self.store.close().await;

@@ -1,4 +1,5 @@
 //! The service from outside.
+mod bulk;
 mod coalescing;
 mod contract;
 mod delivery;

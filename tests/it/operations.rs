@@ -87,6 +87,7 @@ const SETTINGS: &[(&str, &str, &str)] = &[
         "COHORT_BRIDGE_TRAIT_KEY",
         "mixpanel_cohort_{name}",
     ),
+    ("--flagsmith-kind", "COHORT_BRIDGE_FLAGSMITH_KIND", "sdk"),
     ("--anonymous", "COHORT_BRIDGE_ANONYMOUS", "skip"),
     (
         "--hold-removals-above",
@@ -184,6 +185,7 @@ fn all_faults_of_the_settings_are_told_at_once_and_no_secret() {
         ("COHORT_BRIDGE_ON_LEAVE", "forget"),
         ("COHORT_BRIDGE_ANONYMOUS", "maybe"),
         ("COHORT_BRIDGE_BLANK_ECHO", "shrug"),
+        ("COHORT_BRIDGE_FLAGSMITH_KIND", "bulk"),
         ("COHORT_BRIDGE_TRAIT_KEY", "{nome}"),
         ("COHORT_BRIDGE_LOG_FORMAT", "xml"),
         ("COHORT_BRIDGE_MAX_IN_FLIHGT", "64"),

@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use cohort_bridge::cohort::OnLeave;
-use cohort_bridge::config::{BlankEcho, Destination};
+use cohort_bridge::config::{BlankEcho, Destination, Kind};
 use cohort_bridge::standin::{Environment, StandIn, StandInOptions, Switch};
 use cohort_bridge::store::sqlite::SqliteStore;
 use cohort_bridge::store::{DestinationRules, SourceRules, StoreError};
@@ -89,6 +89,7 @@ pub fn destination(url: &str, key: &str) -> Destination {
         name: "default".into(),
         api_url: url.parse().unwrap(),
         environment_key: key.into(),
+        kind: Kind::Sdk,
         on_leave: OnLeave::False,
         blank_echo: BlankEcho::Halt,
         linger: Duration::ZERO,
