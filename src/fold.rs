@@ -132,6 +132,7 @@ impl Fold {
     /// Where the store fails; the step can be repeated.
     pub async fn step(&mut self) -> Result<Step, FoldError> {
         if let Some(work) = self.work.take() {
+            let is_left_out = work.is_left_out();
             self.work = match work {
                 Work::Applying(applying) => self.apply_some(*applying).await?,
                 Work::Placing {
@@ -142,7 +143,7 @@ impl Fold {
                 } => self.place_some(session, cohort, sorted, recognised).await?,
             };
             // The page that made the session whole counts as waiting until now.
-            let pages = usize::from(self.work.is_none());
+            let pages = usize::from(self.work.is_none() && !is_left_out);
             self.may_be_whole |= self.work.is_none();
             return Ok(Step::Busy { pages });
         }
@@ -163,14 +164,17 @@ impl Fold {
         }
         let assembled = self.store.assemble(PAGES_A_STEP, self.clock.now()).await?;
         self.may_be_whole = assembled.whole;
-        if assembled.pages > 0 {
+        if assembled.pages > 0 || assembled.whole {
+            let waits = assembled.whole && !assembled.left_out;
             return Ok(Step::Busy {
-                pages: assembled.pages - assembled.notes - usize::from(assembled.whole),
+                pages: assembled.pages - assembled.notes - usize::from(waits),
             });
         }
         let now = self.clock.now();
         let is_busy = self.store.carry_out(ORDERED_PEOPLE, now).await?
             || self.store.tidy(TIDY_PAGES, now).await? > 0;
+        // A run that is over may have left a half to apply.
+        self.may_be_whole |= is_busy;
         Ok(if is_busy {
             Step::Busy { pages: 0 }
         } else {
@@ -299,6 +303,16 @@ impl Fold {
             self.chunk = (self.chunk / 2).max(*CHUNKS.start());
         } else if people == self.chunk && took < CHUNK_TIME / 2 {
             self.chunk = (self.chunk * 2).min(*CHUNKS.end());
+        }
+    }
+}
+
+impl Work {
+    /// Whether no page brought it about.
+    fn is_left_out(&self) -> bool {
+        match self {
+            Work::Applying(applying) => applying.plan.whole.is_left_out,
+            Work::Placing { .. } => false,
         }
     }
 }

@@ -12,20 +12,23 @@
 //! # The rules
 //!
 //! 1. A half takes effect when all its pages are there, as a *tentative* layer on the base. When
-//!    its partner of the same run is whole too, the run is *accepted*; the accepted run before it
-//!    becomes part of the base for good.
-//! 2. When a half becomes whole and the same half of an earlier run is still tentative, Mixpanel did
-//!    not accept that run: its layer is *dropped*. Not sooner, or traits would flap: most of its
-//!    people are named again.
-//! 3. Only where empty halves are sent is a missing partner a sign. Until a source has ever sent
-//!    one, a half of whose partner nothing came is accepted when the same half is next whole;
-//!    unless both name the same person, which differences of accepted runs never do.
-//! 4. The accepted run is *undone*, exactly that one, where what comes after it contradicts it:
-//!    members that it added are added again, or that it removed are removed again. Its last reply
-//!    was lost. What says the opposite (members that it added are removed) confirms it instead, and
-//!    with it every run before it.
-//! 5. Sessions that never became whole are witnesses in 3 and 4, and so is a page that we refused:
-//!    a run with a page whose last answer was ours and no 200 was not accepted.
+//!    its partner of the same run is whole too, the run is *accepted*.
+//! 2. A tentative half whose run is behind us was not accepted: it is *dropped* when the same half
+//!    of a later run is whole, or when both halves of a later run are. Not sooner, or traits would
+//!    flap: most of its people are named again.
+//! 3. Where empty halves are left out, a half alone may be a whole run. Until a source has ever sent
+//!    an empty half, a run of which one half is whole, and of whose partner nothing came, is taken
+//!    as if the partner had been sent with nobody in it, once the run is over; rules 1 and 2 do the
+//!    rest.
+//! 4. Every mention of a person tells what Mixpanel's snapshot says of them: who is added was not in
+//!    it, who is removed was. So of two mentions of one person, with none in between, the earlier
+//!    run was accepted if they say the opposite, and was not if they say the same. One person who
+//!    says the same *contradicts* the run, one who says the opposite *confirms* it. An accepted run
+//!    that is contradicted and not confirmed is *undone*, and no other with it. The last three
+//!    accepted runs ([`UNDOABLE_RUNS`]) can be; what is older is part of the base for good.
+//! 5. Sessions that never became whole are mentions too. A run with a page whose last answer was
+//!    ours and no 200 was not accepted, nor one whose ids come again with other content; unless
+//!    somebody confirms it.
 //! 6. A whole full sync is the base, whatever was before. A difference whose run began after the
 //!    full sync began lies on top of it; one that began before it is over.
 //! 7. Where a person is in both halves, the half that became whole later has the last word. A page
@@ -45,22 +48,26 @@
 //! | what comes | what becomes of it |
 //! |---|---|
 //! | add whole, remove whole | accepted |
-//! | add whole, nothing; add whole | the first add dropped (rule 2), or accepted (rule 3) |
+//! | add whole, nothing; add whole | the first add dropped (rule 2), or accepted where empty halves are left out (rule 3) |
 //! | add whole, remove cut off; add whole | the first add dropped |
-//! | accepted; the next names nobody again | accepted for good |
+//! | add whole, remove cut off; remove whole, and no add where empty halves are left out | the first add dropped once the second run is over |
+//! | accepted; the next names nobody again | stays, and is part of the base three runs later |
 //! | accepted; the next adds an added member again | undone |
+//! | accepted; another; a third adds a member that the first added | the first undone, the second stays |
 //! | accepted; the next adds an added member again, but half of its pages never come | undone when any half is next whole |
-//! | accepted; the next removes an added member | accepted for good |
+//! | accepted; the next removes an added member | confirmed |
 //! | accepted, then we refuse a retry of its page | undone, unless the page comes once more |
-//! | the same id, other content, 30 minutes later | the run began again: the old one is undone |
+//! | the same id, other content, 30 minutes later | the run began again: the old one is undone; pages that came again before that was known are part of the new one |
 //! | the same id, the same content | nothing: a repeat |
 //! | half of a run fails, the other half comes again as it was beside a new partner | accepted with that |
 //! | full sync begins, difference, full sync whole | the full sync, and the difference on top |
 //! | difference begins, full sync, rest of the difference | the full sync |
 //!
 //! What no rule can know: the reply to a run's very last page is lost, and the next run takes back
-//! exactly what it did. That waits for the next full sync.
+//! exactly what it did; or one half never comes at all where empty ones are left out, and the other is
+//! taken back before it is sent again. That waits for the next full sync.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::clock::{Millis, millis};
@@ -73,6 +80,10 @@ pub const PAUSE: Duration = Duration::from_secs(10 * 60);
 /// A silence of the cohort after which its run is over though other cohorts of the source were
 /// heard of: a little less than Mixpanel's 30 minutes from run to run.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(25 * 60);
+
+/// Accepted runs that can be undone. Most are contradicted by the very next; where that one has
+/// failed as well, by one of those after it.
+pub const UNDOABLE_RUNS: u32 = 3;
 
 /// What is known of how a source sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,31 +152,18 @@ pub struct Layer {
 /// What is to be decided of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// It is of the accepted run: should that be undone?
+    /// Nothing: it is the other half of the same run, or what comes is no half.
+    None,
+    /// It is of an accepted run: should that be undone?
     Accepted {
         /// A page of it was refused, or its run began again.
         is_doubted: bool,
     },
-    /// It is tentative.
-    Tentative {
-        /// The same half is whole again: was its run accepted after all?
+    /// It is tentative, and its run is behind us.
+    Failed {
+        /// The same half is whole again, or both are: it goes now.
         is_replaced: bool,
-        /// It was not: its partner is missing, where that is a sign, or never became whole; or a
-        /// page was refused, or its run began again.
-        has_failed: bool,
     },
-}
-
-impl Question {
-    fn has_failed(self) -> bool {
-        matches!(
-            self,
-            Question::Tentative {
-                has_failed: true,
-                ..
-            }
-        )
-    }
 }
 
 /// What becomes of a layer.
@@ -175,27 +173,23 @@ pub enum Fate {
     Stays,
     /// It is taken back.
     Dropped,
-    /// It is part of the base from now on.
-    Settled,
-    /// It stays a layer, and will be dropped when its half is whole again.
-    Refuted,
 }
 
-/// The layers, and what the people of later sessions say for and against them.
+/// The layers, and what the people of later sessions say for and against their runs.
 #[derive(Clone, Debug)]
 pub struct Inquiry {
     layers: Vec<Layer>,
-    contradicted: Vec<bool>,
-    confirmed: Vec<bool>,
+    contradicted: BTreeSet<i64>,
+    confirmed: BTreeSet<i64>,
 }
 
 impl Inquiry {
     /// An inquiry into layers in the order in which they became whole.
     pub fn into(layers: Vec<Layer>) -> Self {
         Inquiry {
-            contradicted: vec![false; layers.len()],
-            confirmed: vec![false; layers.len()],
             layers,
+            contradicted: BTreeSet::new(),
+            confirmed: BTreeSet::new(),
         }
     }
 
@@ -203,60 +197,51 @@ impl Inquiry {
     /// the person (bit *n* of `named_by` for layer *n*) is contradicted where it says the same, for
     /// differences against it would not; and confirmed where it says the opposite.
     pub fn hear(&mut self, named_by: u32, half: Half, run: i64) {
-        let asked = self.layers.iter().enumerate().rev().find(|(index, layer)| {
-            named_by & (1 << index) != 0 && layer.run < run && !layer.question.has_failed()
-        });
-        if let Some((index, layer)) = asked {
-            let verdicts = if layer.half == half {
-                &mut self.contradicted
-            } else {
-                &mut self.confirmed
-            };
-            verdicts[index] = true;
+        match self.asked(named_by, run) {
+            Some(layer) if layer.half == half => self.contradicted.insert(layer.run),
+            Some(layer) => self.confirmed.insert(layer.run),
+            None => false,
+        };
+    }
+
+    /// As [`Inquiry::hear`], of the other half of the same run, which had its say when it took
+    /// effect: what it confirmed stays confirmed.
+    pub fn hear_partner(&mut self, named_by: u32, partner: Layer) {
+        if let Some(layer) = self.asked(named_by, partner.run)
+            && layer.half != partner.half
+        {
+            self.confirmed.insert(layer.run);
         }
+    }
+
+    fn asked(&self, named_by: u32, run: i64) -> Option<Layer> {
+        let mut layers = self.layers.iter().enumerate().rev();
+        let asked = layers.find(|(index, layer)| {
+            named_by & (1 << index) != 0
+                && layer.run < run
+                && !matches!(layer.question, Question::Failed { .. })
+        });
+        asked.map(|(_, layer)| *layer)
     }
 
     /// What becomes of each layer.
     pub fn verdict(&self) -> Vec<Fate> {
-        let layers = || self.layers.iter().enumerate();
-        let confirmed = layers().filter(|(index, _)| self.confirmed[*index]);
-        // Whoever builds on a run says that it was accepted, and all before it.
-        let confirmed_through = confirmed.map(|(_, layer)| layer.run).max();
-        let is_undone = confirmed_through.is_none()
-            && layers().any(|(index, layer)| match layer.question {
-                Question::Accepted { is_doubted } => is_doubted || self.contradicted[index],
-                Question::Tentative { .. } => false,
-            });
-        let is_confirmed = |layer: &Layer| confirmed_through.is_some_and(|run| layer.run <= run);
-        let is_dropped = |index: usize, layer: &Layer| match layer.question {
-            Question::Accepted { .. } => is_undone,
-            Question::Tentative { has_failed, .. } => {
-                // Had it been accepted, so would the run before it have been.
-                has_failed || (!is_confirmed(layer) && (is_undone || self.contradicted[index]))
+        let is_dropped = |layer: &Layer| match layer.question {
+            Question::None => false,
+            Question::Accepted { is_doubted } => {
+                (is_doubted || self.contradicted.contains(&layer.run))
+                    && !self.confirmed.contains(&layer.run)
+            }
+            Question::Failed { is_replaced } => is_replaced,
+        };
+        let fate = |layer| {
+            if is_dropped(layer) {
+                Fate::Dropped
+            } else {
+                Fate::Stays
             }
         };
-        let replaced = layers().filter(|(index, layer)| match layer.question {
-            Question::Tentative { is_replaced, .. } => is_replaced && !is_dropped(*index, layer),
-            Question::Accepted { .. } => false,
-        });
-        let settled_through = replaced
-            .map(|(_, layer)| layer.run)
-            .max()
-            .max(confirmed_through);
-        layers()
-            .map(|(index, layer)| {
-                let is_settled = settled_through.is_some_and(|run| layer.run <= run);
-                match layer.question {
-                    // Beneath what is settled nothing may be left.
-                    Question::Tentative {
-                        is_replaced: false, ..
-                    } if is_dropped(index, layer) && !is_settled => Fate::Refuted,
-                    _ if is_dropped(index, layer) => Fate::Dropped,
-                    _ if is_settled => Fate::Settled,
-                    _ => Fate::Stays,
-                }
-            })
-            .collect()
+        self.layers.iter().map(fate).collect()
     }
 }
 
@@ -324,27 +309,20 @@ mod tests {
         assert!(!restarted.takes_in(shares));
     }
 
-    fn accepted(half: Half) -> Layer {
+    fn accepted(run: i64, half: Half) -> Layer {
         Layer {
             half,
-            run: 1,
+            run,
             question: Question::Accepted { is_doubted: false },
         }
     }
 
-    fn tentative(half: Half, is_replaced: bool, has_failed: bool) -> Layer {
+    fn failed(is_replaced: bool) -> Layer {
         Layer {
-            half,
+            half: Half::Add,
             run: 2,
-            question: Question::Tentative {
-                is_replaced,
-                has_failed,
-            },
+            question: Question::Failed { is_replaced },
         }
-    }
-
-    fn replaced(has_failed: bool) -> Layer {
-        tentative(Half::Add, true, has_failed)
     }
 
     fn verdict(layers: &[Layer], heard: &[(u32, Half, i64)]) -> Vec<Fate> {
@@ -357,77 +335,83 @@ mod tests {
 
     #[test]
     fn an_accepted_run_stays_until_it_is_contradicted() {
-        let run = [accepted(Half::Add), accepted(Half::Remove)];
+        let run = [accepted(1, Half::Add), accepted(1, Half::Remove)];
         assert_eq!(verdict(&run, &[]), [Fate::Stays; 2]);
         assert_eq!(verdict(&run, &[(0, Half::Add, 3)]), [Fate::Stays; 2]);
         assert_eq!(verdict(&run, &[(1, Half::Add, 3)]), [Fate::Dropped; 2]);
         assert_eq!(verdict(&run, &[(2, Half::Remove, 3)]), [Fate::Dropped; 2]);
-        assert_eq!(verdict(&run, &[(1, Half::Remove, 3)]), [Fate::Settled; 2]);
+        assert_eq!(verdict(&run, &[(1, Half::Remove, 3)]), [Fate::Stays; 2]);
         let both = [(1, Half::Add, 3), (2, Half::Add, 3)];
-        assert_eq!(verdict(&run, &both), [Fate::Settled; 2]);
+        assert_eq!(verdict(&run, &both), [Fate::Stays; 2]);
         let own = [(1, Half::Add, 1)];
         assert_eq!(verdict(&run, &own), [Fate::Stays; 2]);
     }
 
     #[test]
-    fn a_doubted_run_is_undone() {
+    fn each_run_is_judged_by_itself() {
+        let runs = [
+            accepted(1, Half::Add),
+            accepted(2, Half::Add),
+            accepted(3, Half::Remove),
+        ];
+        assert_eq!(
+            verdict(&runs, &[(1, Half::Add, 4)]),
+            [Fate::Dropped, Fate::Stays, Fate::Stays]
+        );
+        // Named by two of them: the later one is asked.
+        assert_eq!(
+            verdict(&runs, &[(3, Half::Add, 4), (1, Half::Remove, 4)]),
+            [Fate::Stays, Fate::Dropped, Fate::Stays]
+        );
+        assert_eq!(
+            verdict(&runs, &[(5, Half::Add, 4)]),
+            [Fate::Stays; 3],
+            "confirmed"
+        );
+    }
+
+    #[test]
+    fn a_doubted_run_is_undone_unless_somebody_confirms_it() {
         let doubted = Layer {
             question: Question::Accepted { is_doubted: true },
-            ..accepted(Half::Add)
+            ..accepted(1, Half::Add)
         };
         assert_eq!(verdict(&[doubted], &[]), [Fate::Dropped]);
-        assert_eq!(
-            verdict(&[doubted, replaced(false)], &[]),
-            [Fate::Dropped; 2]
-        );
+        assert_eq!(verdict(&[doubted], &[(1, Half::Remove, 3)]), [Fate::Stays]);
     }
 
     #[test]
-    fn a_replaced_half_was_accepted_where_nothing_speaks_against_it() {
-        let layers = [accepted(Half::Add), replaced(false)];
-        assert_eq!(verdict(&layers, &[]), [Fate::Settled; 2]);
+    fn a_failed_half_goes_when_it_is_replaced_and_has_no_say() {
+        assert_eq!(verdict(&[failed(false)], &[]), [Fate::Stays]);
+        assert_eq!(verdict(&[failed(true)], &[]), [Fate::Dropped]);
+        let layers = [accepted(1, Half::Add), failed(true)];
+        // Named by both: what failed is passed over.
+        assert_eq!(verdict(&layers, &[(3, Half::Add, 3)]), [Fate::Dropped; 2]);
         assert_eq!(
-            verdict(&layers, &[(2, Half::Add, 3)]),
-            [Fate::Stays, Fate::Dropped],
-        );
-        assert_eq!(
-            verdict(&layers, &[(2, Half::Remove, 3)]),
-            [Fate::Settled; 2]
-        );
-        // Named by both: the later one has the say.
-        assert_eq!(
-            verdict(&layers, &[(3, Half::Add, 3)]),
+            verdict(&layers, &[(3, Half::Remove, 3)]),
             [Fate::Stays, Fate::Dropped]
         );
-        assert_eq!(
-            verdict(&[accepted(Half::Add), replaced(true)], &[(3, Half::Add, 3)]),
-            [Fate::Dropped; 2]
-        );
-        assert_eq!(
-            verdict(&[accepted(Half::Add), replaced(true)], &[]),
-            [Fate::Stays, Fate::Dropped]
-        );
+        let partner = Layer {
+            question: Question::None,
+            ..accepted(3, Half::Add)
+        };
+        assert_eq!(verdict(&[partner], &[(1, Half::Add, 3)]), [Fate::Stays]);
     }
 
     #[test]
-    fn the_other_half_waits_for_its_own_turn() {
-        let other = tentative(Half::Remove, false, false);
-        let layers = [accepted(Half::Add), other];
-        assert_eq!(verdict(&layers, &[]), [Fate::Stays; 2]);
-        assert_eq!(
-            verdict(&layers, &[(2, Half::Remove, 3)]),
-            [Fate::Stays, Fate::Refuted]
-        );
-        assert_eq!(verdict(&layers, &[(2, Half::Add, 3)]), [Fate::Settled; 2]);
-        assert_eq!(
-            verdict(&layers, &[(1, Half::Add, 3)]),
-            [Fate::Dropped, Fate::Refuted]
-        );
-        // A later run that was accepted settles whatever was before it.
-        let earlier = Layer { run: 1, ..other };
-        assert_eq!(
-            verdict(&[earlier, replaced(false)], &[]),
-            [Fate::Settled; 2]
-        );
+    fn what_the_partner_confirmed_stays_confirmed() {
+        let partner = Layer {
+            question: Question::None,
+            ..accepted(3, Half::Remove)
+        };
+        let layers = [accepted(1, Half::Add), accepted(2, Half::Remove), partner];
+        let mut inquiry = Inquiry::into(layers.to_vec());
+        inquiry.hear(1, Half::Add, 3);
+        assert_eq!(inquiry.verdict()[0], Fate::Dropped);
+        inquiry.hear_partner(0b101, partner);
+        assert_eq!(inquiry.verdict(), [Fate::Stays; 3]);
+        // It had its say against them when it took effect.
+        inquiry.hear_partner(0b110, partner);
+        assert_eq!(inquiry.verdict(), [Fate::Stays; 3]);
     }
 }

@@ -8,8 +8,8 @@ use crate::roster::{Entry, PersonHash, Roster};
 use crate::run::{Fate, Inquiry};
 use crate::sorted::{Item, Items, Roles, Sorted, Sorter};
 use crate::store::{
-    Chunk, ChunkLayer, Effect, Judgement, OWN_ROLE, PagePeople, Recognised, SessionRef, Store,
-    WholeSession,
+    Chunk, ChunkLayer, Effect, Judgement, MOST_LAYERS, OWN_ROLE, PagePeople, Recognised,
+    SessionRef, Store, WholeSession,
 };
 
 use super::FoldError;
@@ -21,10 +21,10 @@ const PAGES_A_SORT: usize = 64;
 const COUNTED_AT_ONCE: usize = 4_096;
 
 /// The first bit of witnesses' roles; those below are layers'.
-const FIRST_WITNESS: usize = 8;
+const FIRST_WITNESS: usize = MOST_LAYERS;
 
 /// Witnesses told apart at most: as many as there are bits left.
-const MOST_WITNESSES: usize = 20;
+const MOST_WITNESSES: usize = 16;
 
 /// A session that was judged.
 pub struct Plan {
@@ -61,7 +61,7 @@ impl Plan {
         // Where nobody is taken back, a further half lies on top of whatever is there.
         let has_say = is_any_dropped || !matches!(whole.effect, Effect::Half(_));
         let layers = whole.layers.iter().zip(&fates);
-        let layers = layers.filter(|(_, fate)| has_say && **fate != Fate::Settled);
+        let layers = layers.filter(|_| has_say);
         Plan {
             layers: layers
                 .map(|(found, fate)| ChunkLayer {
@@ -201,6 +201,10 @@ async fn ask_witnesses(store: &dyn Store, whole: &WholeSession) -> Result<Vec<Fa
                 parts.push((witness.session, &witness.pages, role));
             }
         }
+        let partners = layers
+            .iter()
+            .enumerate()
+            .filter(|(_, layer)| layer.run == whole.run);
         let (mut sorted, _) = sort(store, parts).await?;
         loop {
             let people = sorted.take(COUNTED_AT_ONCE, None)?;
@@ -211,6 +215,12 @@ async fn ask_witnesses(store: &dyn Store, whole: &WholeSession) -> Result<Vec<Fa
                 let named_by = item.roles & ((1 << FIRST_WITNESS) - 1);
                 if item.roles & OWN_ROLE != 0 {
                     inquiry.hear(named_by, own_half, whole.run);
+                }
+                // What its partner confirmed stays confirmed.
+                for (index, partner) in partners.clone() {
+                    if named_by & (1 << index) != 0 {
+                        inquiry.hear_partner(named_by, *partner);
+                    }
                 }
                 for (word, (half, run, _)) in words.iter().enumerate().take(MOST_WITNESSES) {
                     if item.roles & (1 << (FIRST_WITNESS + word)) != 0 {

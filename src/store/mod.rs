@@ -181,6 +181,8 @@ pub struct Assembled {
     pub notes: usize,
     /// Whether a session became whole and waits for [`Store::apply`].
     pub whole: bool,
+    /// Whether that was one that nobody sent: no page made it whole.
+    pub left_out: bool,
 }
 
 /// A session all of whose pages are there.
@@ -194,6 +196,8 @@ pub struct WholeSession {
     pub effect: Effect,
     /// Its run.
     pub run: i64,
+    /// Whether nobody sent it: the half of a run that was left out, because there is nobody in it.
+    pub is_left_out: bool,
     /// Everything up to and with this identifier has been applied.
     pub applied_through: Option<String>,
     /// Numbers of its pages, ascending.
@@ -296,9 +300,9 @@ impl Effect {
 /// The role of the session's own people in its chunks; layer *n* of the chunk has bit *n*.
 pub const OWN_ROLE: Roles = 1 << 31;
 
-/// Layers that a session can find at most: two of the accepted run and two tentative ones, and as
-/// many again to be safe.
-pub const MOST_LAYERS: usize = 8;
+/// Layers that a session can find at most: two of each accepted run that can be undone, two tentative
+/// ones of earlier runs and one of its own, and some to be safe.
+pub const MOST_LAYERS: usize = 12;
 
 /// A piece of a whole session, in key order.
 #[derive(Clone, Debug)]

@@ -69,14 +69,14 @@ fn any_page(rng: &mut Rng) -> Arrival {
     let place = (rng.u8(..), rng.u32(1..=total), total);
     Arrival {
         action,
-        place: (rng.u8(0..12) > 0).then_some((place.0 % 4, place.1, place.2)),
+        place: (rng.u8(0..12) > 0).then_some((u32::from(place.0 % 4), place.1, place.2)),
         people: people(rng),
         is_refused: rng.u8(0..16) == 0,
     }
 }
 
 /// What Mixpanel would send: both halves of a run, or a full sync; sometimes not all of it.
-fn run(id: u8, cohort: u8, rng: &mut Rng) -> Vec<Op> {
+fn run(id: u32, cohort: u8, rng: &mut Rng) -> Vec<Op> {
     let mut pages = Vec::new();
     let actions: &[Action] = match rng.u8(0..8) {
         0 => &[Action::Members],
@@ -126,7 +126,7 @@ fn history(seed: u64) -> Vec<Op> {
             4..7 => ops.push(Op::FoldSome(rng.usize(0..6))),
             7 if rng.u8(0..4) == 0 => ops.push(Op::Retire(cohort)),
             7..30 if is_orderly => {
-                id += u8::from(rng.u8(0..4) > 0);
+                id += u32::from(rng.u8(0..4) > 0);
                 ops.extend(run(id, cohort, &mut rng));
             }
             _ => ops.push(Op::Arrive(pause(&mut rng), cohort, any_page(&mut rng))),
@@ -199,11 +199,15 @@ impl Shared {
                         self.store = Some(open(self.dir.path()));
                     }
                 }
-                Op::Fold => self.fold_all().await,
+                Op::Fold => {
+                    self.fold_all().await;
+                    model.rest(self.clock.now());
+                }
                 // A note that is not written down yet would come after it.
                 Op::Retire(_) if is_noted => {}
                 Op::Retire(cohort) => {
                     self.fold_all().await;
+                    model.rest(self.clock.now());
                     let id = cohort.to_string();
                     let now = self.clock.now();
                     let retired = self.store().retire(&source, &id, now).await.unwrap();
@@ -218,6 +222,7 @@ impl Shared {
         }
         self.append_all(&source, &mut arriving).await;
         self.fold_all().await;
+        model.rest(self.clock.now());
         self.compare(&model).await
     }
 

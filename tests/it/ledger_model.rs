@@ -188,7 +188,7 @@ impl World {
     ) {
         let arrival = Arrival {
             action,
-            place,
+            place: place.map(|(id, number, total)| (u32::from(id), number, total)),
             people: people.clone(),
             is_refused: false,
         };
@@ -230,11 +230,12 @@ impl World {
             .unwrap();
     }
 
-    async fn fold(&self) {
+    async fn fold(&mut self) {
         Fold::new(self.store(), Arc::new(self.clock.clone()))
             .run_until_idle()
             .await
             .unwrap();
+        self.model.rest(self.clock.now());
     }
 
     async fn settle(&mut self, claim: Claim, outcome: Outcome) {

@@ -8,6 +8,9 @@ use cohort_bridge::cohort::Action;
 
 const MINUTE: Millis = 60_000;
 
+/// Accepted runs that can be undone.
+const UNDOABLE_RUNS: usize = 3;
+
 pub type People = BTreeSet<u8>;
 
 /// A page, or the note that one was refused.
@@ -15,7 +18,7 @@ pub type People = BTreeSet<u8>;
 pub struct Arrival {
     pub action: Action,
     /// Session id, page number, total pages; `None`: it stands alone.
-    pub place: Option<(u8, u32, u32)>,
+    pub place: Option<(u32, u32, u32)>,
     pub people: People,
     pub is_refused: bool,
 }
@@ -44,9 +47,10 @@ pub struct Cohort {
     run_began_at: Millis,
     /// The first of the runs that the one under way repeats.
     began_again: Option<i64>,
-    accepted_run: Option<i64>,
-    is_doubted: bool,
-    refused: BTreeSet<(Action, u8, u32)>,
+    /// The source sent empty halves when the run was last heard of.
+    misses_partner: bool,
+    /// Pages whose last answer was our own trouble, and when.
+    refused: BTreeMap<(Action, u32, u32), Millis>,
     is_retired: bool,
     /// Whether it ever was.
     pub was_retired: bool,
@@ -63,12 +67,13 @@ struct Layer {
     people: People,
     /// Of those, of whom a full sync beneath says the same.
     agreed: People,
-    is_refuted: bool,
+    is_accepted: bool,
+    is_doubted: bool,
 }
 
 struct Session {
     action: Action,
-    id: Option<u8>,
+    id: Option<u32>,
     run: i64,
     began_at: Millis,
     heard_at: Millis,
@@ -78,6 +83,7 @@ struct Session {
     is_closed: bool,
     was_whole: bool,
     is_witness: bool,
+    is_left_out: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,6 +127,18 @@ impl Model {
     }
 }
 
+impl Model {
+    /// Time passes, and nothing comes.
+    pub fn rest(&mut self, now: Millis) {
+        let source_is_silent = self.heard_at.is_some_and(|at| now - at > 10 * MINUTE);
+        for cohort in self.cohorts.values_mut() {
+            if source_is_silent || now - cohort.run_heard_at > 25 * MINUTE {
+                cohort.close(now);
+            }
+        }
+    }
+}
+
 impl Cohort {
     pub fn members(&self) -> People {
         self.known
@@ -149,9 +167,7 @@ impl Cohort {
             session.is_closed = true;
             session.is_witness = false;
         }
-        self.accepted_run = None;
         self.began_again = None;
-        self.is_doubted = false;
     }
 
     fn arrive(
@@ -170,6 +186,10 @@ impl Cohort {
         if self.is_retired && !(*action == Action::Members && place.is_some()) {
             return;
         }
+        let is_over = self.run_heard_at < awake_since || now - self.run_heard_at > 25 * MINUTE;
+        if is_over {
+            self.close(now);
+        }
         let Some((id, number, total)) = *place else {
             if !is_refused {
                 self.hear_alone(*action, people);
@@ -182,13 +202,13 @@ impl Cohort {
             }
             return;
         }
-        let is_over = self.run_heard_at < awake_since || now - self.run_heard_at > 25 * MINUTE;
         if is_over {
             self.resumed_at = now;
         }
         self.run_heard_at = now;
         let is_empty = total == 1 && people.is_empty() && !is_refused;
         *sends_empty |= is_empty;
+        self.misses_partner = *sends_empty;
 
         let known = self.position(*action, id);
         if known.is_some_and(|at| self.sessions[at].is_closed) {
@@ -202,8 +222,9 @@ impl Cohort {
                 self.begin(*action, Some(id), total, run, now)
             }
         };
+        self.sessions[at].heard_at = now;
         if *is_refused {
-            self.refused.insert((*action, id, number));
+            self.refused.insert((*action, id, number), now);
             return;
         }
         self.refused.remove(&(*action, id, number));
@@ -256,11 +277,11 @@ impl Cohort {
         session.total = total;
         if is_news && session.is_complete() {
             session.was_whole = true;
-            self.take_effect(at, *sends_empty);
+            self.take_effect(at);
         }
     }
 
-    fn position(&self, action: Action, id: u8) -> Option<usize> {
+    fn position(&self, action: Action, id: u32) -> Option<usize> {
         self.sessions
             .iter()
             .position(|session| session.action == action && session.id == Some(id))
@@ -269,13 +290,13 @@ impl Cohort {
     fn begin(
         &mut self,
         action: Action,
-        id: Option<u8>,
+        id: Option<u32>,
         total: u32,
         run: i64,
         began_at: Millis,
     ) -> usize {
         self.refused
-            .retain(|(of, under, _)| (*of, Some(*under)) != (action, id));
+            .retain(|(of, under, _), _| (*of, Some(*under)) != (action, id));
         self.sessions.push(Session {
             action,
             id,
@@ -288,6 +309,7 @@ impl Cohort {
             is_closed: false,
             was_whole: false,
             is_witness: false,
+            is_left_out: false,
         });
         self.sessions.len() - 1
     }
@@ -308,7 +330,7 @@ impl Cohort {
 
     fn hear_full(
         &mut self,
-        id: u8,
+        id: u32,
         number: u32,
         total: u32,
         people: &People,
@@ -375,10 +397,6 @@ impl Cohort {
                 session.is_witness = false;
             }
         }
-        if self.accepted_run.is_some_and(|accepted| accepted < run) {
-            self.accepted_run = None;
-            self.is_doubted = false;
-        }
         if self.began_again.is_some_and(|again| again < run) {
             self.began_again = None;
         }
@@ -387,7 +405,7 @@ impl Cohort {
     fn run_for(
         &mut self,
         action: Action,
-        id: u8,
+        id: u32,
         is_over: bool,
         shares_ids: &mut bool,
         now: Millis,
@@ -448,7 +466,9 @@ impl Cohort {
             self.run += 1;
             self.run_began_at = now;
             self.began_again = Some(first);
-            self.is_doubted |= self.accepted_run.is_some_and(|accepted| accepted >= first);
+            for layer in &mut self.layers {
+                layer.is_doubted |= layer.is_accepted && layer.run >= first;
+            }
             self.accept_pair();
         }
         self.run
@@ -472,20 +492,27 @@ impl Cohort {
             .filter(of_run)
             .map(|session| session.action)
             .collect();
-        let rejoins = |session: &Session| {
+        let is_accepted = |at: usize| {
+            let mut layers = self.layers.iter();
+            layers.any(|layer| layer.session == at && layer.is_accepted)
+        };
+        let rejoins = |at: usize| {
+            let session = &self.sessions[at];
             heard_again(session)
                 && session.run < self.run
-                && (self.accepted_run != Some(session.run) || self.repeats(session.run))
+                && (!is_accepted(at) || self.repeats(session.run) || self.is_half(session.run))
                 && !taken.contains(&session.action)
         };
         let joining: Vec<usize> = (0..self.sessions.len())
-            .filter(|at| is_heard && rejoins(&self.sessions[*at]))
+            .filter(|at| is_heard && rejoins(*at))
             .collect();
         for at in joining {
             self.sessions[at].run = self.run;
             for layer in &mut self.layers {
                 if layer.session == at {
                     layer.run = self.run;
+                    layer.is_accepted = false;
+                    layer.is_doubted = false;
                 }
             }
         }
@@ -494,15 +521,14 @@ impl Cohort {
     fn is_refused(&self, run: i64) -> bool {
         self.sessions.iter().any(|session| {
             session.run == run
-                && self
-                    .refused
-                    .iter()
-                    .any(|(action, id, _)| *action == session.action && Some(*id) == session.id)
+                && self.refused.iter().any(|((action, id, _), _)| {
+                    *action == session.action && Some(*id) == session.id
+                })
         })
     }
 
     /// A half is whole: judge what is there, then put it on top.
-    fn take_effect(&mut self, at: usize, sends_empty: bool) {
+    fn take_effect(&mut self, at: usize) {
         let (run, adds) = (
             self.sessions[at].run,
             self.sessions[at].action == Action::AddMembers,
@@ -513,100 +539,88 @@ impl Cohort {
             let adds = session.action == Action::AddMembers;
             words.push((adds, session.run, session.all_pages()));
         }
-        let is_accepted = |layer: &Layer| self.accepted_run == Some(layer.run);
-        let is_replaced = |layer: &Layer| !is_accepted(layer) && layer.adds == adds;
-        let has_failed = |layer: &Layer| {
-            !is_accepted(layer)
-                && layer.run != run
-                && (sends_empty
-                    || layer.is_refuted
-                    || self.repeats(layer.run)
-                    || self.is_refused(layer.run)
-                    || self
-                        .sessions
-                        .iter()
-                        .any(|session| session.run == layer.run && !session.was_whole))
-        };
+        let has_failed = |layer: &Layer| !layer.is_accepted && layer.run != run;
         let (mut against, mut in_favour) = (BTreeSet::new(), BTreeSet::new());
         for (says, of_run, people) in &words {
             for person in people {
-                let top = self.layers.iter().enumerate().rfind(|(_, layer)| {
+                let top = self.layers.iter().rfind(|layer| {
                     layer.named.contains(person) && layer.run < *of_run && !has_failed(layer)
                 });
-                if let Some((index, layer)) = top {
+                if let Some(layer) = top {
                     if layer.adds == *says {
-                        against.insert(index);
+                        against.insert(layer.run);
                     } else {
-                        in_favour.insert(index);
+                        in_favour.insert(layer.run);
                     }
                 }
             }
         }
-        let all = 0..self.layers.len();
-        let confirmed = in_favour.iter().map(|index| self.layers[*index].run).max();
-        let is_doubted =
-            self.is_doubted || self.accepted_run.is_some_and(|run| self.is_refused(run));
-        let is_undone = confirmed.is_none()
-            && all.clone().any(|index| {
-                is_accepted(&self.layers[index]) && (is_doubted || against.contains(&index))
-            });
-        let is_out = |index: usize| {
-            let layer = &self.layers[index];
-            let is_confirmed = confirmed.is_some_and(|run| layer.run <= run);
-            if is_accepted(layer) {
-                return is_undone;
-            }
-            has_failed(layer) || (!is_confirmed && (is_undone || against.contains(&index)))
-        };
-        let settled = all
-            .clone()
-            .filter(|index| is_replaced(&self.layers[*index]) && !is_out(*index))
-            .map(|index| self.layers[index].run)
-            .max()
-            .max(confirmed);
-        let mut dropped = BTreeSet::new();
-        let mut refuted = BTreeSet::new();
-        let mut settling = BTreeSet::new();
-        for index in all {
-            let layer = &self.layers[index];
-            let is_settled = settled.is_some_and(|run| layer.run <= run);
-            if is_out(index) && (is_accepted(layer) || is_replaced(layer) || is_settled) {
-                dropped.insert(index);
-            } else if is_out(index) {
-                refuted.insert(index);
-            } else if is_settled {
-                settling.insert(index);
+        // What its partner confirmed stays confirmed.
+        for partner in self.layers.iter().filter(|layer| layer.run == run) {
+            for person in &partner.named {
+                let top = self.layers.iter().rfind(|layer| {
+                    layer.named.contains(person) && layer.run < run && !has_failed(layer)
+                });
+                if let Some(layer) = top.filter(|layer| layer.adds != partner.adds) {
+                    in_favour.insert(layer.run);
+                }
             }
         }
+        let completes = self
+            .layers
+            .iter()
+            .any(|layer| layer.run == run && layer.adds != adds);
+        let is_out = |layer: &Layer| {
+            if layer.is_accepted {
+                (layer.is_doubted || self.is_refused(layer.run) || against.contains(&layer.run))
+                    && !in_favour.contains(&layer.run)
+            } else {
+                layer.run != run && (completes || layer.adds == adds)
+            }
+        };
+        let dropped: BTreeSet<usize> = (0..self.layers.len())
+            .filter(|index| is_out(&self.layers[*index]))
+            .collect();
 
-        let mut over = false;
+        let out_again: BTreeSet<usize> = dropped
+            .iter()
+            .copied()
+            .filter(|index| {
+                let layer = &self.layers[*index];
+                self.repeats(layer.run) || self.is_refused_again(layer.session)
+            })
+            .collect();
         self.believe_what_lies_beneath();
         let layers = std::mem::take(&mut self.layers);
+        let mut again = Vec::new();
         for (index, layer) in layers.into_iter().enumerate() {
-            if dropped.contains(&index) || settling.contains(&index) {
-                let is_repeated = self.repeats(layer.run);
+            if dropped.contains(&index) {
+                let is_repeated = out_again.contains(&index);
                 let session = &mut self.sessions[layer.session];
                 session.state = State::Ended;
                 session.is_closed = true;
-                if dropped.contains(&index) && is_repeated {
-                    session.id = None;
+                if is_repeated {
+                    again.push((
+                        session.action,
+                        session.id.take(),
+                        session.total,
+                        session.pages.clone(),
+                    ));
                 }
-                if self.accepted_run == Some(layer.run) {
-                    self.is_doubted = false;
-                    over = true;
-                }
-            }
-            if settling.contains(&index) {
-                self.settle(&layer);
-            } else if !dropped.contains(&index) {
-                self.layers.push(Layer {
-                    is_refuted: layer.is_refuted || refuted.contains(&index),
-                    ..layer
-                });
+            } else {
+                self.layers.push(layer);
             }
         }
-        if over {
-            self.accepted_run = None;
+        for (action, id, total, mut pages) in again {
+            pages.retain(|page, (_, heard_at)| {
+                *heard_at >= self.resumed_at
+                    && !id.is_some_and(|id| self.refused.contains_key(&(action, id, *page)))
+            });
+            if id.is_some() && !pages.is_empty() && self.position(action, id.unwrap()).is_none() {
+                let (run, began_at) = (self.run, self.resumed_at);
+                let new = self.begin(action, id, total, run, began_at);
+                self.sessions[new].pages = pages;
+            }
         }
         for session in &mut self.sessions {
             session.is_witness = false;
@@ -620,7 +634,8 @@ impl Cohort {
             named: people.clone(),
             people,
             agreed: People::new(),
-            is_refuted: false,
+            is_accepted: false,
+            is_doubted: false,
         });
         self.accept_pair();
     }
@@ -655,30 +670,101 @@ impl Cohort {
         let halves = self
             .layers
             .iter()
-            .filter(|layer| layer.run == self.run && self.accepted_run != Some(layer.run))
+            .filter(|layer| layer.run == self.run && !layer.is_accepted)
             .filter(|layer| {
                 let session = &self.sessions[layer.session];
-                !self
-                    .refused
-                    .iter()
-                    .any(|(action, id, _)| *action == session.action && Some(*id) == session.id)
+                !self.refused.iter().any(|((action, id, _), _)| {
+                    *action == session.action && Some(*id) == session.id
+                })
             })
             .count();
         if halves < 2 {
             return;
         }
-        let layers = std::mem::take(&mut self.layers);
-        for layer in layers {
-            if layer.run == self.run {
-                self.layers.push(layer);
-            } else {
-                let session = &mut self.sessions[layer.session];
-                session.state = State::Ended;
-                session.is_closed = true;
-                self.settle(&layer);
-            }
+        for layer in &mut self.layers {
+            layer.is_accepted |= layer.run == self.run;
         }
-        self.accepted_run = Some(self.run);
-        self.is_doubted = false;
+        self.end_oldest();
+    }
+
+    /// What was accepted long ago is part of the base.
+    fn end_oldest(&mut self) {
+        let accepted = self.layers.iter().filter(|layer| layer.is_accepted);
+        let runs: BTreeSet<i64> = accepted.map(|layer| layer.run).collect();
+        let Some(oldest) = runs.into_iter().rev().nth(UNDOABLE_RUNS) else {
+            return;
+        };
+        while self
+            .layers
+            .first()
+            .is_some_and(|layer| layer.is_accepted && layer.run <= oldest)
+        {
+            let layer = self.layers.remove(0);
+            let session = &mut self.sessions[layer.session];
+            session.state = State::Ended;
+            session.is_closed = true;
+            self.settle(&layer);
+        }
+    }
+
+    /// Whether a page of the session was refused long after it began.
+    fn is_refused_again(&self, at: usize) -> bool {
+        let session = &self.sessions[at];
+        self.refused.iter().any(|((action, id, _), refused_at)| {
+            *action == session.action
+                && Some(*id) == session.id
+                && *refused_at > session.began_at + 10 * MINUTE
+        })
+    }
+
+    /// Whether the other half of the run was left out.
+    fn is_half(&self, run: i64) -> bool {
+        let mut sessions = self.sessions.iter();
+        sessions.any(|session| session.run == run && session.is_left_out)
+    }
+
+    /// A half that was left out of a run that is over counts as sent with nobody in it.
+    fn close(&mut self, now: Millis) {
+        if self.misses_partner {
+            return;
+        }
+        let of_run: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|session| session.run == self.run && session.action != Action::Members)
+            .collect();
+        let [only] = of_run[..] else { return };
+        if only.state != State::Applied {
+            return;
+        }
+        let (action, run) = (only.action, self.run);
+        if self
+            .layers
+            .iter()
+            .any(|layer| layer.run == run && layer.is_accepted)
+        {
+            return;
+        }
+        let partner = if action == Action::AddMembers {
+            Action::RemoveMembers
+        } else {
+            Action::AddMembers
+        };
+        let is_partner_there = self.sessions.iter().any(|session| {
+            session.action == partner
+                && session.heard_at >= self.run_began_at
+                && session.id.is_some()
+                && session.run < run
+                && !session.is_closed
+        });
+        if is_partner_there {
+            return;
+        }
+        let at = self.begin(partner, None, 1, run, now);
+        self.sessions[at].pages.insert(1, (People::new(), now));
+        self.sessions[at].was_whole = true;
+        self.sessions[at].is_closed = true;
+        self.sessions[at].is_left_out = true;
+        self.take_effect(at);
     }
 }

@@ -83,13 +83,13 @@ async fn a_half_without_its_partner_is_accepted_where_none_was_ever_empty() {
 }
 
 #[tokio::test]
-async fn a_half_without_its_partner_whose_people_are_named_again_is_dropped() {
+async fn a_half_without_its_partner_whose_people_are_named_again_is_undone() {
     let mut bench = base().await;
     half(&bench, Add, "a1", &["new", "x"]).await;
     bench.clock.advance(HALF_AN_HOUR);
     half(&bench, Add, "a2", &["new"]).await;
     assert_members(&mut bench, &["ann", "bob", "new", "old"]).await;
-    assert_eq!(counts(&bench).await, (0, 1, 0));
+    assert_eq!(counts(&bench).await, (1, 0, 1));
 }
 
 #[tokio::test]
@@ -103,16 +103,84 @@ async fn a_half_whose_partner_was_cut_off_is_dropped() {
     assert_eq!(counts(&bench).await, (0, 1, 0));
 }
 
+/// Accepted runs that nobody of [`accepted`] is in.
+async fn further_runs(bench: &Bench, count: usize) {
+    for run in 0..count {
+        bench.clock.advance(HALF_AN_HOUR);
+        half(bench, Add, &format!("a-{run}"), &["sue"]).await;
+        half(bench, Remove, &format!("r-{run}"), NOBODY).await;
+        bench.clock.advance(HALF_AN_HOUR);
+        half(bench, Add, &format!("b-{run}"), NOBODY).await;
+        half(bench, Remove, &format!("s-{run}"), &["sue"]).await;
+    }
+}
+
 #[tokio::test]
-async fn a_run_is_accepted_for_good_once_the_next_is() {
+async fn a_run_can_be_undone_by_itself_after_the_next() {
     let mut bench = accepted().await;
-    bench.clock.advance(HALF_AN_HOUR);
-    half(&bench, Add, "a2", &["sue"]).await;
-    half(&bench, Remove, "r2", &["bob"]).await;
+    further_runs(&bench, 1).await;
     bench.clock.advance(HALF_AN_HOUR);
     half(&bench, Add, "a3", &["new"]).await;
-    assert_members(&mut bench, &["ann", "new", "sue", "x"]).await;
-    assert_eq!(counts(&bench).await, (2, 0, 0));
+    assert_members(&mut bench, &["ann", "bob", "new", "old"]).await;
+    assert_eq!(counts(&bench).await, (3, 0, 1));
+}
+
+#[tokio::test]
+async fn a_run_is_part_of_the_base_once_three_more_are_accepted() {
+    let mut bench = accepted().await;
+    further_runs(&bench, 2).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Add, "a3", &["new"]).await;
+    assert_members(&mut bench, &["ann", "bob", "new", "x"]).await;
+    assert_eq!(counts(&bench).await, (5, 0, 0));
+}
+
+#[tokio::test]
+async fn a_half_that_was_left_out_is_missed_only_once_the_run_is_over() {
+    let mut bench = base().await;
+    half(&bench, Add, "a1", &["new"]).await;
+    bench.clock.advance(std::time::Duration::from_secs(600));
+    bench.fold().await;
+    assert_eq!(counts(&bench).await, (0, 0, 0));
+    bench.clock.advance(std::time::Duration::from_secs(1));
+    bench.fold().await;
+    assert_eq!(counts(&bench).await, (1, 0, 0));
+    assert_members(&mut bench, &["ann", "bob", "new", "old"]).await;
+}
+
+#[tokio::test]
+async fn a_failed_half_goes_when_the_next_run_is_over_without_it() {
+    let mut bench = base().await;
+    half(&bench, Add, "a1", &["new"]).await;
+    bench.take(page(Remove, "c", "r1", (1, 2), &["old"])).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    half(&bench, Remove, "r2", &["bob"]).await;
+    assert_members(&mut bench, &["ann", "new", "old"]).await;
+    bench.clock.advance(HALF_AN_HOUR);
+    bench.fold().await;
+    assert_members(&mut bench, &["ann", "old"]).await;
+    assert_eq!(counts(&bench).await, (1, 1, 0));
+}
+
+#[tokio::test]
+async fn pages_that_came_again_before_their_run_was_undone_count_for_the_new_one() {
+    let mut bench = base().await;
+    half(&bench, Add, "a", &["new"]).await;
+    for number in [1, 2] {
+        let people = ["bob", "old"];
+        let person = &people[number - 1..number];
+        bench
+            .take(page(Remove, "c", "r", (number as u32, 2), person))
+            .await;
+    }
+    assert_members(&mut bench, &["ann", "new"]).await;
+    // It begins again under its ids: a page as it was, then other people, then the other page.
+    bench.clock.advance(HALF_AN_HOUR);
+    bench.take(page(Remove, "c", "r", (2, 2), &["old"])).await;
+    half(&bench, Add, "a", &["new", "sue"]).await;
+    bench.take(page(Remove, "c", "r", (1, 2), &["bob"])).await;
+    assert_members(&mut bench, &["ann", "new", "sue"]).await;
+    assert_eq!(counts(&bench).await, (2, 0, 1));
 }
 
 #[tokio::test]

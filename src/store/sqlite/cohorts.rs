@@ -44,10 +44,9 @@ pub struct Book {
     pub run_began_at: Millis,
     /// The first of the runs that the one under way repeats under their ids.
     pub began_again: Option<i64>,
-    /// The accepted run that can still be undone.
-    pub accepted_run: Option<i64>,
-    /// Whether it began again.
-    pub is_doubted: bool,
+    /// Whether a run of one half is not all there: the source sent empty halves when it was last
+    /// heard of.
+    pub misses_partner: bool,
 }
 
 impl Book {
@@ -117,7 +116,7 @@ impl Ledger {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT standing, run, run_heard_at, resumed_at, began_again, accepted_run, is_doubted, run_began_at FROM cohort WHERE id = ?1",
+                "SELECT standing, run, run_heard_at, resumed_at, began_again, misses_partner, run_began_at FROM cohort WHERE id = ?1",
             )?
             .query_row([cohort.0], |row| {
                 Ok(Book {
@@ -126,9 +125,8 @@ impl Ledger {
                     run_heard_at: row.get(2)?,
                     resumed_at: row.get(3)?,
                     began_again: row.get(4)?,
-                    accepted_run: row.get(5)?,
-                    is_doubted: row.get(6)?,
-                    run_began_at: row.get(7)?,
+                    misses_partner: row.get(5)?,
+                    run_began_at: row.get(6)?,
                 })
             })?)
     }

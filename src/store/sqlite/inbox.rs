@@ -95,10 +95,19 @@ impl Ledger {
             let Some(waiting) = self.next_waiting(taken_through)? else {
                 break;
             };
-            taken_through = waiting.seq;
+            let (seq, is_refused) = (waiting.seq, waiting.is_refused);
+            match self.take(waiting, now)? {
+                Taken::Waits => {
+                    assembled.whole = true;
+                    assembled.left_out = true;
+                    break;
+                }
+                Taken::Whole => assembled.whole = true,
+                Taken::Held => {}
+            }
+            taken_through = seq;
             assembled.pages += 1;
-            assembled.notes += usize::from(waiting.is_refused);
-            assembled.whole = self.take(waiting, now)?;
+            assembled.notes += usize::from(is_refused);
         }
         if assembled.pages > 0 {
             self.connection
@@ -130,8 +139,8 @@ impl Ledger {
             .optional()?)
     }
 
-    /// Takes one page into its session; whether that made the session whole.
-    fn take(&mut self, waiting: Waiting, now: Millis) -> Result<bool, StoreError> {
+    /// Takes one page into its session.
+    fn take(&mut self, waiting: Waiting, now: Millis) -> Result<Taken, StoreError> {
         let habits = self.hear_source(&waiting.cohort.source, waiting.received_at)?;
         let cohort = self.cohort(
             &waiting.cohort,
@@ -150,18 +159,28 @@ impl Ledger {
                 "page set aside: the cohort is retired, and only a whole full sync brings it back"
             );
             self.drop_page(waiting.seq)?;
-            return Ok(false);
+            return Ok(Taken::Held);
         }
-        let Some((session_id, info)) = place else {
-            return self.take_alone(&waiting, cohort, now);
-        };
-        match half {
-            None if waiting.is_refused => self.drop_page(waiting.seq).map(|()| false),
-            None => self.take_full(&waiting, cohort, &session_id, info, habits, now),
-            Some(half) => {
-                self.take_half(&waiting, cohort, half, &session_id, info, book, habits, now)
+        if book.is_followed
+            && habits.is_over(book.run_heard_at, waiting.received_at)
+            && self.close_run(cohort, &book, now)?
+        {
+            return Ok(Taken::Waits);
+        }
+        let is_whole = match (half, place) {
+            (_, None) => self.take_alone(&waiting, cohort, now)?,
+            (None, Some(_)) if waiting.is_refused => {
+                self.drop_page(waiting.seq)?;
+                false
             }
-        }
+            (None, Some((session_id, info))) => {
+                self.take_full(&waiting, cohort, &session_id, info, habits, now)?
+            }
+            (Some(half), Some((session_id, info))) => {
+                self.take_half(&waiting, cohort, half, &session_id, info, book, habits, now)?
+            }
+        };
+        Ok(if is_whole { Taken::Whole } else { Taken::Held })
     }
 
     /// A page without a session or without a place in it is complete in itself.
@@ -188,6 +207,16 @@ impl Ledger {
         self.mark_whole(session, waiting.seq, now)?;
         Ok(true)
     }
+}
+
+/// What became of a page of the inbox.
+enum Taken {
+    /// It was taken, and made a session whole.
+    Whole,
+    /// It was taken.
+    Held,
+    /// It was not: the run before it is over, and what that leaves is to be applied first.
+    Waits,
 }
 
 /// A page in the inbox, without its people.

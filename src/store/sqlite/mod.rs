@@ -26,6 +26,7 @@ use crate::roster::PersonHash;
 
 mod actions;
 mod apply;
+mod closing;
 mod cohorts;
 mod erasures;
 mod exchange;

@@ -45,7 +45,7 @@ impl Ledger {
                 .connection
                 .prepare_cached(
                     "UPDATE cohort SET standing = ?2, walked_through = NULL, hold_decision = NULL, held_session = NULL, held_since = NULL,
-                            accepted_run = NULL, began_again = NULL, is_doubted = 0, first_applied_at = NULL
+                            began_again = NULL, first_applied_at = NULL
                      WHERE id = ?1 AND standing = ?3 RETURNING members + held + kept",
                 )?
                 .query_row(params![cohort.0, RETIRING, FOLLOWED], |row| row.get::<_, u64>(0))

@@ -20,7 +20,7 @@ use crate::store::{
 pub fn waiting_pages(connection: &Connection) -> Result<u64, StoreError> {
     Ok(connection.query_row(
         "SELECT (SELECT count(*) FROM inbox WHERE seq > coalesce((SELECT value FROM meta WHERE key = 'taken_through'), 0) AND is_refused = 0)
-              + (SELECT count(*) FROM session WHERE state = 1)",
+              + (SELECT count(*) FROM session WHERE state = 1 AND is_left_out = 0)",
         [],
         |row| row.get(0),
     )?)
@@ -137,7 +137,7 @@ fn last_session(connection: &Connection, cohort: i64) -> Result<Option<SessionVi
         .prepare_cached(
             "SELECT session_id, action, total_pages, completed_at, state,
                     (SELECT count(*) FROM session_page WHERE session = session.id AND page <= total_pages)
-             FROM session WHERE cohort = ?1 ORDER BY heard_at DESC, id DESC LIMIT 1",
+             FROM session WHERE cohort = ?1 AND is_left_out = 0 ORDER BY heard_at DESC, id DESC LIMIT 1",
         )?
         .query_row([cohort], |row| {
             let total: u32 = row.get(2)?;

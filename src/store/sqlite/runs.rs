@@ -10,7 +10,7 @@ use super::sessions::Found;
 use crate::clock::Millis;
 use crate::cohort::{Action, Half};
 use crate::mixpanel::PageInfo;
-use crate::run::{Habits, UnderWay};
+use crate::run::{Habits, UNDOABLE_RUNS, UnderWay};
 use crate::session::{Placement, State};
 use crate::store::{CohortRef, SessionRef, StoreError};
 
@@ -26,7 +26,7 @@ enum Stays {
 
 impl Half {
     /// The action that it is.
-    const fn action(self) -> Action {
+    pub(super) const fn action(self) -> Action {
         match self {
             Half::Add => Action::AddMembers,
             Half::Remove => Action::RemoveMembers,
@@ -52,10 +52,15 @@ impl Ledger {
         if is_over {
             book.resumed_at = waiting.received_at;
         }
-        self.connection
-            .prepare_cached("UPDATE cohort SET run_heard_at = ?2, resumed_at = ?3 WHERE id = ?1")?
-            .execute(params![cohort.0, waiting.received_at, book.resumed_at])?;
         let is_empty_half = info.total == 1 && waiting.received == 0 && !waiting.is_refused;
+        self.connection
+            .prepare_cached("UPDATE cohort SET run_heard_at = ?2, resumed_at = ?3, misses_partner = ?4 WHERE id = ?1")?
+            .execute(params![
+                cohort.0,
+                waiting.received_at,
+                book.resumed_at,
+                habits.sends_empty_halves || is_empty_half
+            ])?;
         if is_empty_half && !habits.sends_empty_halves {
             self.note_empty_halves(&waiting.cohort.source)?;
         }
@@ -71,6 +76,9 @@ impl Ledger {
                 self.open_session(waiting, cohort, info, run)?
             }
         };
+        self.connection
+            .prepare_cached("UPDATE session SET heard_at = max(heard_at, ?2) WHERE id = ?1")?
+            .execute(params![found.number.0, waiting.received_at])?;
         if waiting.is_refused {
             self.note_refusal(cohort, waiting.action, session_id, info.number, waiting)?;
             self.drop_page(waiting.seq)?;
@@ -113,7 +121,7 @@ impl Ledger {
             return Ok(false);
         }
         self.mark_whole(number, waiting.seq, now)?;
-        if is_empty_half && self.finds_nothing_to_judge(cohort, waiting.action)? {
+        if is_empty_half && self.finds_nothing_to_judge(cohort)? {
             // A heartbeat, or the partner of another half: nobody to apply.
             self.finish_session(number, now)?;
             return Ok(false);
@@ -176,11 +184,17 @@ impl Ledger {
         again: Option<i64>,
         at: Millis,
     ) -> Result<i64, StoreError> {
+        if let Some(first) = again {
+            self.connection
+                .prepare_cached(
+                    "UPDATE session SET is_doubted = 1 WHERE cohort = ?1 AND state = 4 AND action <> 'members' AND run >= ?2",
+                )?
+                .execute(params![cohort.0, first])?;
+        }
         Ok(self
             .connection
             .prepare_cached(
-                "UPDATE cohort SET run = run + 1, began_again = ?2, run_began_at = ?3, is_doubted = is_doubted OR coalesce(accepted_run >= ?2, 0)
-                 WHERE id = ?1 RETURNING run",
+                "UPDATE cohort SET run = run + 1, began_again = ?2, run_began_at = ?3 WHERE id = ?1 RETURNING run",
             )?
             .query_row(params![cohort.0, again, at], |row| row.get(0))?)
     }
@@ -277,7 +291,8 @@ impl Ledger {
 
     /// Halves of earlier runs of which every page was heard again since the silence are part of the
     /// run under way, where that was begun or all heard again since then: halves of the runs that
-    /// began again, and those that were never accepted.
+    /// began again, those that were never accepted, and those that were only because their partner
+    /// was left out.
     fn rejoin_all(&mut self, cohort: CohortRef) -> Result<(), StoreError> {
         let book = self.book(cohort)?;
         self.connection
@@ -287,8 +302,11 @@ impl Ledger {
                      WHERE cohort = ?1 AND action <> 'members' AND state IN (2, 4) AND is_closed = 0
                        AND NOT EXISTS (SELECT 1 FROM session_page AS page
                                        WHERE page.session = session.id AND page.page <= session.total_pages AND page.heard_at < ?3))
-                 UPDATE session SET run = ?2, state = 2
-                 WHERE id IN (SELECT id FROM again WHERE run < ?2 AND (state = 2 OR run >= ?4))
+                 UPDATE session SET run = ?2, state = 2, is_doubted = 0
+                 WHERE id IN (SELECT id FROM again
+                              WHERE run < ?2 AND (state = 2 OR run >= ?4
+                                  OR EXISTS (SELECT 1 FROM session AS partner
+                                             WHERE partner.cohort = ?1 AND partner.run = again.run AND partner.is_left_out = 1)))
                    AND (?5 >= ?3 OR EXISTS (SELECT 1 FROM again WHERE run = ?2))
                    AND action NOT IN (SELECT action FROM session WHERE cohort = ?1 AND run = ?2)",
             )?
@@ -317,23 +335,46 @@ impl Ledger {
         if halves.len() < 2 {
             return Ok(());
         }
-        // What was accepted before, and what was not replaced, is part of the base now.
-        self.connection
-            .prepare_cached(
-                "UPDATE session SET state = 3, is_closed = 1 WHERE cohort = ?1 AND action <> 'members' AND state IN (2, 4)
-                   AND run <> (SELECT run FROM cohort WHERE id = ?1)",
-            )?
-            .execute([cohort.0])?;
         for half in halves {
             self.connection
                 .prepare_cached("UPDATE session SET state = 4 WHERE id = ?1")?
                 .execute([half])?;
         }
         self.connection
-            .prepare_cached(
-                "UPDATE cohort SET accepted_run = run, is_doubted = 0, runs_accepted = runs_accepted + 1 WHERE id = ?1",
-            )?
+            .prepare_cached("UPDATE cohort SET runs_accepted = runs_accepted + 1 WHERE id = ?1")?
             .execute([cohort.0])?;
+        self.settle_oldest(cohort)
+    }
+
+    /// What was accepted before the last [`UNDOABLE_RUNS`] is part of the base; from beneath, so that
+    /// nothing is left below it.
+    fn settle_oldest(&mut self, cohort: CohortRef) -> Result<(), StoreError> {
+        let oldest: Option<i64> = self
+            .connection
+            .prepare_cached(
+                "SELECT DISTINCT run FROM session WHERE cohort = ?1 AND state = 4 AND action <> 'members'
+                 ORDER BY run DESC LIMIT 1 OFFSET ?2",
+            )?
+            .query_row(params![cohort.0, UNDOABLE_RUNS], |row| row.get(0))
+            .optional()?;
+        let Some(oldest) = oldest else {
+            return Ok(());
+        };
+        let layers: Vec<(i64, i64, i64)> = self
+            .connection
+            .prepare_cached(
+                "SELECT id, state, run FROM session WHERE cohort = ?1 AND state IN (2, 4) AND action <> 'members' ORDER BY whole_at_seq, id",
+            )?
+            .query_map([cohort.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .collect::<Result<_, _>>()?;
+        let beneath = layers
+            .iter()
+            .take_while(|(_, state, run)| *state == 4 && *run <= oldest);
+        for (id, _, _) in beneath {
+            self.connection
+                .prepare_cached("UPDATE session SET state = 3, is_closed = 1 WHERE id = ?1")?
+                .execute([id])?;
+        }
         Ok(())
     }
 

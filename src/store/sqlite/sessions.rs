@@ -366,6 +366,7 @@ impl Ledger {
 
     /// Ends silent sessions, and drops what ended ones still hold, a little at a time.
     pub fn tidy(&mut self, limit: usize, now: Millis) -> Result<usize, StoreError> {
+        let closed = self.close_runs(now)?;
         let silent_since = now - millis(SESSION_EXPIRES);
         let expired = self
             .connection
@@ -419,7 +420,7 @@ impl Ledger {
             .prepare_cached("DELETE FROM refusal WHERE refused_at < ?1")?
             .execute([silent_since])?;
         let left = self.forget_retired(limit)?;
-        Ok(expired + released + held.len() + marks + forgotten + refusals + left)
+        Ok(closed + expired + released + held.len() + marks + forgotten + refusals + left)
     }
 }
 
@@ -444,7 +445,7 @@ fn state_from(stored: i64) -> State {
 }
 
 /// An effect as stored; 0 to 2 are as old as the table.
-fn stored_effect(effect: Effect) -> i64 {
+pub(super) fn stored_effect(effect: Effect) -> i64 {
     match effect {
         Effect::Replace => 0,
         Effect::Alone(Half::Add) => 1,

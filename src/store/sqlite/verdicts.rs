@@ -1,15 +1,16 @@
 //! A whole session from the day it is whole until it has taken effect: what it finds, what is
 //! decided, and what it leaves behind.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, params};
 
-use super::cohorts::Book;
 use super::inbox::set_aside_from;
 use super::ledger::Ledger;
 use super::sessions::effect_from;
-use crate::clock::Millis;
+use crate::clock::{Millis, millis};
 use crate::cohort::{Action, Half, SourceName};
-use crate::run::{Fate, Layer, Question};
+use crate::run::{Fate, Layer, PAUSE, Question};
 use crate::store::{
     CohortRef, Effect, FoundLayer, Judgement, MOST_LAYERS, SessionRef, StoreError, WholeSession,
     Witness,
@@ -21,7 +22,7 @@ struct Held {
     half: Half,
     run: i64,
     is_accepted: bool,
-    is_refuted: bool,
+    is_doubted: bool,
 }
 
 /// What a session that has taken effect was.
@@ -47,7 +48,7 @@ impl Ledger {
         let found = self
             .connection
             .prepare_cached(
-                "SELECT s.id, s.cohort, s.effect, s.applied_through, s.run, s.is_judged, s.holds, c.source, c.members + c.held + c.kept
+                "SELECT s.id, s.cohort, s.effect, s.applied_through, s.run, s.is_judged, s.holds, c.source, c.members + c.held + c.kept, s.is_left_out
                  FROM session s JOIN cohort c ON c.id = s.cohort WHERE s.state = 1 ORDER BY s.whole_at_seq LIMIT 1",
             )?
             .query_row([], |row| {
@@ -59,6 +60,7 @@ impl Ledger {
                         effect: effect_from(row.get(2)?),
                         applied_through: row.get(3)?,
                         run: row.get(4)?,
+                        is_left_out: row.get(9)?,
                         pages: Vec::new(),
                         layers: Vec::new(),
                         witnesses: Vec::new(),
@@ -83,7 +85,7 @@ impl Ledger {
             .get(&source)
             .and_then(|rules| rules.hold_removals_above);
         whole.maps_people = self.maps_people(whole.cohort, whole.session)?;
-        whole.layers = self.layers_for(&whole, &source)?;
+        whole.layers = self.layers_for(&whole)?;
         if matches!(whole.effect, Effect::Half(_)) && !whole.layers.is_empty() {
             whole.witnesses = self.witnesses(whole.cohort)?;
         }
@@ -96,9 +98,7 @@ impl Ledger {
                     .optional()?;
                 judgement.fates.push(match fate {
                     None => Fate::Stays,
-                    Some(1) => Fate::Dropped,
-                    Some(2) => Fate::Settled,
-                    Some(_) => Fate::Refuted,
+                    Some(_) => Fate::Dropped,
                 });
             }
         }
@@ -136,7 +136,7 @@ impl Ledger {
         let mut layers: Vec<Held> = self
             .connection
             .prepare_cached(
-                "SELECT id, action, run, state, is_refuted FROM session
+                "SELECT id, action, run, state, is_doubted FROM session
                  WHERE cohort = ?1 AND state IN (2, 4) AND action <> 'members' AND id <> ?2 ORDER BY whole_at_seq, id",
             )?
             .query_map([cohort.0, but.0], |row| {
@@ -145,7 +145,7 @@ impl Ledger {
                     half: half_of(1, &row.get::<_, String>(1)?)?,
                     run: row.get(2)?,
                     is_accepted: row.get::<_, i64>(3)? == 4,
-                    is_refuted: row.get(4)?,
+                    is_doubted: row.get(4)?,
                 })
             })?
             .collect::<Result<_, _>>()?;
@@ -155,31 +155,21 @@ impl Ledger {
         Ok(layers)
     }
 
-    fn layers_for(
-        &self,
-        whole: &WholeSession,
-        source: &SourceName,
-    ) -> Result<Vec<FoundLayer>, StoreError> {
+    fn layers_for(&self, whole: &WholeSession) -> Result<Vec<FoundLayer>, StoreError> {
         let held = self.held_layers(whole.cohort, whole.session)?;
         if held.is_empty() {
             return Ok(Vec::new());
         }
-        let book = self.book(whole.cohort)?;
-        let sends_empty_halves = self
-            .habits(source)?
-            .is_some_and(|habits| habits.sends_empty_halves);
+        let completes = held
+            .iter()
+            .any(|layer| layer.run == whole.run && Effect::Half(layer.half) != whole.effect);
         let mut found = Vec::with_capacity(held.len());
         for layer in held {
             let question = match whole.effect {
                 // What began before it is over: its effect is in the full sync.
                 Effect::Replace if layer.run < whole.run => continue,
-                Effect::Replace | Effect::Alone(_) => Question::Tentative {
-                    is_replaced: false,
-                    has_failed: false,
-                },
-                Effect::Half(half) => {
-                    self.question(whole, half, &layer, &book, sends_empty_halves)?
-                }
+                Effect::Replace | Effect::Alone(_) => Question::None,
+                Effect::Half(half) => self.question(whole, half, &layer, completes)?,
             };
             found.push(FoundLayer {
                 pages: self.pages_of(layer.session)?,
@@ -199,24 +189,19 @@ impl Ledger {
         whole: &WholeSession,
         half: Half,
         layer: &Held,
-        book: &Book,
-        sends_empty_halves: bool,
+        completes: bool,
     ) -> Result<Question, StoreError> {
-        let is_refused = self.is_refused(whole.cohort, layer.run)?;
         if layer.is_accepted {
             return Ok(Question::Accepted {
-                is_doubted: book.is_doubted || is_refused,
+                is_doubted: layer.is_doubted || self.is_refused(whole.cohort, layer.run)?,
             });
         }
-        Ok(Question::Tentative {
-            is_replaced: layer.half == half,
-            // Its partner may be the session itself.
-            has_failed: layer.run != whole.run
-                && (sends_empty_halves
-                    || layer.is_refuted
-                    || is_refused
-                    || book.repeats(layer.run)
-                    || self.has_unfinished_half(whole.cohort, layer.run)?),
+        Ok(if layer.run == whole.run {
+            Question::None
+        } else {
+            Question::Failed {
+                is_replaced: completes || layer.half == half,
+            }
         })
     }
 
@@ -231,14 +216,16 @@ impl Ledger {
             .exists([cohort.0, run])?)
     }
 
-    /// Whether something of a half of the run came, and never all of it.
-    fn has_unfinished_half(&self, cohort: CohortRef, run: i64) -> Result<bool, StoreError> {
+    /// Whether a page of the session was refused long after it began: its pages come again under its
+    /// id.
+    fn is_refused_again(&self, session: SessionRef) -> Result<bool, StoreError> {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT 1 FROM session WHERE cohort = ?1 AND run = ?2 AND whole_at_seq IS NULL",
+                "SELECT 1 FROM session s JOIN refusal r ON r.cohort = s.cohort AND r.action = s.action AND r.session_id = s.session_id
+                 WHERE s.id = ?1 AND r.refused_at > s.began_at + ?2",
             )?
-            .exists([cohort.0, run])?)
+            .exists([session.0, millis(PAUSE)])?)
     }
 
     fn witnesses(&self, cohort: CohortRef) -> Result<Vec<Witness>, StoreError> {
@@ -269,25 +256,20 @@ impl Ledger {
             .collect()
     }
 
-    /// Whether an empty half of that action can take effect without being judged: it names nobody,
+    /// Whether an empty half of the run under way can take effect without being judged: it names nobody,
     /// so all that could be decided is decided by what is there.
-    pub(super) fn finds_nothing_to_judge(
-        &self,
-        cohort: CohortRef,
-        action: Action,
-    ) -> Result<bool, StoreError> {
+    pub(super) fn finds_nothing_to_judge(&self, cohort: CohortRef) -> Result<bool, StoreError> {
         let is_there = self
             .connection
             .prepare_cached(
-                "SELECT 1 FROM session WHERE cohort = ?1 AND ((action = ?2 AND state = 2) OR is_witness = 1)",
+                "SELECT 1 FROM session AS s JOIN cohort AS c ON c.id = s.cohort
+                 WHERE s.cohort = ?1 AND (s.is_witness = 1 OR (s.state = 2 AND s.run <> c.run)
+                     OR (s.state = 4 AND s.action <> 'members'
+                         AND (s.is_doubted = 1 OR EXISTS (SELECT 1 FROM refusal AS r
+                             WHERE r.cohort = ?1 AND r.action = s.action AND r.session_id = s.session_id))))",
             )?
-            .exists(params![cohort.0, action.as_str()])?;
-        let book = self.book(cohort)?;
-        let is_doubted = match book.accepted_run {
-            Some(run) => book.is_doubted || self.is_refused(cohort, run)?,
-            None => false,
-        };
-        Ok(!is_there && !is_doubted)
+            .exists([cohort.0])?;
+        Ok(!is_there)
     }
 
     /// Writes down what becomes of a session and of the layers that it finds.
@@ -298,17 +280,14 @@ impl Ledger {
         judgement: &Judgement,
     ) -> Result<(), StoreError> {
         for (layer, fate) in layers.iter().zip(&judgement.fates) {
-            let stored = match fate {
-                Fate::Stays => continue,
-                Fate::Dropped => 1,
-                Fate::Settled => 2,
-                Fate::Refuted => 3,
-            };
+            if *fate == Fate::Stays {
+                continue;
+            }
             self.connection
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO fate (session, layer, fate) VALUES (?1, ?2, ?3)",
+                    "INSERT OR REPLACE INTO fate (session, layer, fate) VALUES (?1, ?2, 1)",
                 )?
-                .execute([session.0, layer.0, stored])?;
+                .execute([session.0, layer.0])?;
         }
         self.connection
             .prepare_cached(
@@ -391,8 +370,6 @@ impl Ledger {
         self.connection
             .prepare_cached(
                 "UPDATE cohort SET standing = 0, identified_by = coalesce(?3, identified_by),
-                        accepted_run = CASE WHEN accepted_run < ?2 THEN NULL ELSE accepted_run END,
-                        is_doubted = is_doubted AND coalesce(accepted_run > ?2, 0),
                         began_again = CASE WHEN began_again < ?2 THEN NULL ELSE began_again END
                  WHERE id = ?1",
             )?
@@ -409,58 +386,39 @@ impl Ledger {
         cohort: CohortRef,
         session: SessionRef,
     ) -> Result<(), StoreError> {
-        let fates = self
+        let dropped = self
             .connection
-            .prepare_cached("DELETE FROM fate WHERE session = ?1 RETURNING layer, fate")?
+            .prepare_cached(
+                "DELETE FROM fate WHERE session = ?1 RETURNING layer,
+                     (SELECT run FROM session WHERE id = layer), (SELECT state FROM session WHERE id = layer)",
+            )?
             .query_map([session.0], |row| {
-                Ok((SessionRef(row.get(0)?), row.get::<_, i64>(1)?))
+                Ok((SessionRef(row.get(0)?), row.get::<_, i64>(1)?, row.get::<_, i64>(2)? == 4))
             })?
             .collect::<Result<Vec<_>, _>>()?;
         let book = self.book(cohort)?;
-        let mut undone = false;
-        for (layer, fate) in fates {
-            if fate == 3 {
-                self.connection
-                    .prepare_cached("UPDATE session SET is_refuted = 1 WHERE id = ?1")?
-                    .execute([layer.0])?;
-                continue;
+        let mut again = Vec::new();
+        let mut undone = BTreeMap::new();
+        for (layer, run, was_accepted) in dropped {
+            if book.repeats(run) || self.is_refused_again(layer)? {
+                again.push(layer);
             }
-            let is_dropped = fate == 1;
-            let run: i64 = self
-                .connection
-                .prepare_cached(
-                    "UPDATE session SET state = 3, is_closed = 1,
-                            session_id = CASE WHEN ?2 AND run >= ?3 THEN NULL ELSE session_id END
-                     WHERE id = ?1 RETURNING run",
-                )?
-                // Under the ids of a run that began again, its pages come as news.
-                .query_row(params![layer.0, is_dropped, book.began_again], |row| {
-                    row.get(0)
-                })?;
-            let was_accepted = book.accepted_run == Some(run);
-            if was_accepted {
-                if is_dropped && !undone {
-                    undone = true;
-                    self.count_run(cohort, "runs_undone")?;
-                }
-                self.connection
-                    .prepare_cached(
-                        "UPDATE cohort SET accepted_run = NULL, is_doubted = 0 WHERE id = ?1",
-                    )?
-                    .execute([cohort.0])?;
+            undone.insert(run, was_accepted);
+            self.connection
+                .prepare_cached("UPDATE session SET state = 3, is_closed = 1 WHERE id = ?1")?
+                .execute([layer.0])?;
+        }
+        for layer in again {
+            self.take_up_again(cohort, layer, &book)?;
+        }
+        for (run, was_accepted) in undone {
+            let column = if was_accepted {
+                "runs_undone"
             } else {
-                self.count_run(
-                    cohort,
-                    if is_dropped {
-                        "runs_dropped"
-                    } else {
-                        "runs_accepted"
-                    },
-                )?;
-            }
-            if is_dropped {
-                self.say_dropped(cohort, run, was_accepted)?;
-            }
+                "runs_dropped"
+            };
+            self.count_run(cohort, column)?;
+            self.say_dropped(cohort, run, was_accepted)?;
         }
         self.connection
             .prepare_cached(

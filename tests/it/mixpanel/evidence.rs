@@ -34,6 +34,9 @@ pub enum Evidence {
     Stray,
     /// None: the whole run arrived, its last reply was lost, and no later run contradicts it.
     Silent,
+    /// None: of a half of the failed run nothing arrived, where empty halves are left out: it looks as
+    /// if there had been nobody in it, and no later run contradicts the other half.
+    Unseen,
     /// None: what the later runs say again they say under the failed run's own id and as it said it,
     /// which looks like a repeat on the way.
     Repeat,
@@ -222,6 +225,8 @@ impl History {
             Evidence::Contradicted
         } else if self.knobs.same_id_on_restart && is_repeated {
             Evidence::Repeat
+        } else if run.pages().any(|page| !page.arrived()) {
+            Evidence::Unseen
         } else {
             Evidence::Silent
         })
