@@ -252,12 +252,14 @@ pub(crate) fn open_store(settings: &Settings) -> anyhow::Result<Arc<dyn Store>> 
         .collect();
     match &settings.database {
         Database::Sqlite(path) => {
-            let store = SqliteStore::open(path, sources, destinations).with_context(|| {
-                format!(
-                    "the ledger {} cannot be opened (DATABASE_URL)",
-                    path.display()
-                )
-            })?;
+            let routes = settings.routes.clone();
+            let store = SqliteStore::open_routed(path, sources, destinations, routes)
+                .with_context(|| {
+                    format!(
+                        "the ledger {} cannot be opened (DATABASE_URL)",
+                        path.display()
+                    )
+                })?;
             Ok(Arc::new(store))
         }
     }

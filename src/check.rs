@@ -7,8 +7,9 @@ use crate::app::{all_source_rules, open_store};
 use crate::clock::Clock;
 use crate::config::{Database, Destination, Settings};
 use crate::flagsmith::{CANARY, Flagsmith, Storage};
-use crate::store::sqlite::{SCHEMA_VERSION, key_changes, schema_version};
-use crate::store::{KeyChange, StoreError};
+use crate::route::Routes;
+use crate::store::sqlite::{SCHEMA_VERSION, key_changes, route_changes, schema_version};
+use crate::store::{KeyChange, RouteChange, StoreError};
 
 /// One row of the table.
 struct Row {
@@ -68,9 +69,9 @@ async fn ledger(settings: &Settings) -> Vec<Row> {
                 ),
                 Err(error) => row(false, error.to_string()),
             };
-            let trait_keys = trait_keys(settings, path);
+            let next_start = next_start(settings, path);
             store.close().await;
-            return [ledger].into_iter().chain(trait_keys).collect();
+            return [ledger].into_iter().chain(next_start).collect();
         }
         Err(error) => error,
     };
@@ -82,11 +83,71 @@ async fn ledger(settings: &Settings) -> Vec<Row> {
                 path.display()
             );
             let is_known = version == SCHEMA_VERSION;
-            let trait_keys = is_known.then(|| trait_keys(settings, path));
+            let next_start = is_known.then(|| next_start(settings, path));
             let rows = [row(true, detail)].into_iter();
-            rows.chain(trait_keys.into_iter().flatten()).collect()
+            rows.chain(next_start.into_iter().flatten()).collect()
         }
         _ => vec![row(false, format!("{error:#}"))],
+    }
+}
+
+/// What the next start makes of the ledger.
+fn next_start(settings: &Settings, path: &Path) -> Vec<Row> {
+    let mut rows = trait_keys(settings, path);
+    rows.extend(routes(settings, path));
+    rows
+}
+
+/// Where cohorts go, as far as not everything goes everywhere as it did.
+fn routes(settings: &Settings, path: &Path) -> Vec<Row> {
+    let row = |works, detail| Row {
+        what: "route".into(),
+        works,
+        detail,
+    };
+    let destinations = settings.destinations.iter();
+    let destinations: Vec<_> = destinations.map(|there| there.name.clone()).collect();
+    let (changes, nowhere) = match route_changes(path, &destinations, &settings.routes) {
+        Ok(found) => found,
+        Err(error) => return vec![row(false, error.to_string())],
+    };
+    let is_plain = settings.routes == Routes::default();
+    let changes = changes
+        .iter()
+        .filter(|change| !is_plain || change.begin + change.end > 0)
+        .filter_map(route_change)
+        .map(|detail| row(true, detail));
+    let nowhere = nowhere.iter().map(|cohort| {
+        let detail = format!(
+            "cohort {} of source {} ({}): no route leads it anywhere",
+            cohort.cohort_id, cohort.source, cohort.name
+        );
+        row(true, detail)
+    });
+    changes.chain(nowhere).collect()
+}
+
+fn route_change(change: &RouteChange) -> Option<String> {
+    let RouteChange {
+        destination,
+        cohorts,
+        begin,
+        end,
+    } = change;
+    let begin = (*begin > 0).then(|| format!("brings up {begin} of them from the ledger"));
+    let end = (*end > 0).then(|| {
+        format!(
+            "drops what is pending of {end} that go there no longer; their traits stay as they are"
+        )
+    });
+    let does: Vec<String> = begin.into_iter().chain(end).collect();
+    match (cohorts, does.is_empty()) {
+        (0, true) => None,
+        (_, true) => Some(format!("destination {destination}: {cohorts} cohort(s)")),
+        _ => Some(format!(
+            "destination {destination}: {cohorts} cohort(s); the next start {}",
+            does.join(" and ")
+        )),
     }
 }
 

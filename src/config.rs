@@ -19,6 +19,7 @@ use crate::cohort::{DestinationName, OnLeave, SourceName};
 use crate::guard::RemovalGuard;
 use crate::http::authenticate::Credentials;
 use crate::mixpanel::IdentifierRules;
+use crate::route::Routes;
 use crate::trait_key::{ExplicitKey, TraitKeyTemplate};
 
 mod client;
@@ -47,6 +48,8 @@ pub struct Settings {
     pub sources: Vec<Arc<Source>>,
     /// Flagsmith environments; at least one.
     pub destinations: Vec<Arc<Destination>>,
+    /// Which cohorts go to which of them.
+    pub routes: Routes,
     /// Open connections the webhook listener holds at most.
     pub max_connections: usize,
     /// Bytes of a webhook's body at most.

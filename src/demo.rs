@@ -157,6 +157,7 @@ fn settings(folder: &Path, standin: &StandIn, pair: &str) -> anyhow::Result<Sett
         database: Database::Sqlite(folder.join("cohort-bridge.db")),
         sources: vec![Arc::new(source)],
         destinations: vec![Arc::new(destination)],
+        routes: Default::default(),
         max_connections: 64,
         max_body_bytes: 16 * 1024 * 1024,
         shutdown_grace: Duration::from_secs(5),

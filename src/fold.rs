@@ -65,6 +65,10 @@ pub struct Fold {
     chunk: usize,
     is_fixed: bool,
     may_be_whole: bool,
+    /// Whether cohorts may have to be followed elsewhere.
+    may_reroute: bool,
+    /// Whether the last step was about that: it takes turns with pages.
+    rerouted: bool,
 }
 
 /// A whole session on its way into the ledger.
@@ -113,6 +117,8 @@ impl Fold {
             chunk: FIRST_CHUNK,
             is_fixed: false,
             may_be_whole: true,
+            may_reroute: true,
+            rerouted: false,
         }
     }
 
@@ -131,6 +137,14 @@ impl Fold {
     /// # Errors
     /// Where the store fails; the step can be repeated.
     pub async fn step(&mut self) -> Result<Step, FoldError> {
+        if self.may_reroute && !self.rerouted {
+            self.may_reroute = self.follow_routes().await?;
+            self.rerouted = self.may_reroute;
+            if self.rerouted {
+                return Ok(Step::Busy { pages: 0 });
+            }
+        }
+        self.rerouted = false;
         if let Some(work) = self.work.take() {
             let is_left_out = work.is_left_out();
             self.work = match work {
@@ -164,6 +178,7 @@ impl Fold {
         }
         let assembled = self.store.assemble(PAGES_A_STEP, self.clock.now()).await?;
         self.may_be_whole = assembled.whole;
+        self.may_reroute |= assembled.may_reroute;
         if assembled.pages > 0 || assembled.whole {
             let waits = assembled.whole && !assembled.left_out;
             return Ok(Step::Busy {
@@ -175,11 +190,17 @@ impl Fold {
             || self.store.tidy(TIDY_PAGES, now).await? > 0;
         // A run that is over may have left a half to apply.
         self.may_be_whole |= is_busy;
-        Ok(if is_busy {
+        self.may_reroute |= !is_busy && self.follow_routes().await?;
+        Ok(if is_busy || self.may_reroute {
             Step::Busy { pages: 0 }
         } else {
             Step::Idle
         })
+    }
+
+    async fn follow_routes(&self) -> Result<bool, StoreError> {
+        let now = self.clock.now();
+        self.store.follow_routes(ORDERED_PEOPLE, now).await
     }
 
     /// Steps until nothing is left to do.

@@ -47,6 +47,7 @@ pub mod rate;
 pub mod replay;
 pub mod rfc3339;
 pub mod roster;
+pub mod route;
 pub mod run;
 pub mod session;
 pub mod signature;

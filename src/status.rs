@@ -287,6 +287,8 @@ pub fn oldest_pending_ms(delivery: &DeliveryView, now: Millis) -> Option<Millis>
 pub enum CohortState {
     /// Whoever has no trait is known to be outside.
     Ready,
+    /// No route leads it to a destination.
+    GoesNowhere,
     /// Its first session is not whole, or not delivered.
     Arriving,
     /// Who is in it here may not be who is in it in Mixpanel.
@@ -300,15 +302,23 @@ pub enum CohortState {
 }
 
 impl CohortState {
-    /// The most urgent of what is said of a cohort.
-    pub fn of(standing: CohortStanding, held: u64, needs_full_sync: bool, ready: bool) -> Self {
+    /// The most urgent of what is said of a cohort; `ready` is `None` where it goes nowhere.
+    pub fn of(
+        standing: CohortStanding,
+        held: u64,
+        needs_full_sync: bool,
+        ready: Option<bool>,
+    ) -> Self {
         match standing {
             CohortStanding::Retired => CohortState::Retired,
             CohortStanding::Retiring => CohortState::Retiring,
             CohortStanding::Followed if held > 0 => CohortState::Held(held),
             CohortStanding::Followed if needs_full_sync => CohortState::NeedsFullSync,
-            CohortStanding::Followed if ready => CohortState::Ready,
-            CohortStanding::Followed => CohortState::Arriving,
+            CohortStanding::Followed => match ready {
+                Some(true) => CohortState::Ready,
+                Some(false) => CohortState::Arriving,
+                None => CohortState::GoesNowhere,
+            },
         }
     }
 }
@@ -319,7 +329,8 @@ impl From<&CohortView> for CohortState {
             cohort.standing,
             cohort.held.as_ref().map_or(0, |held| held.held),
             cohort.needs_full_sync.is_some(),
-            cohort.destinations.iter().all(|delivery| delivery.ready),
+            (!cohort.destinations.is_empty())
+                .then(|| cohort.destinations.iter().all(|delivery| delivery.ready)),
         )
     }
 }
@@ -328,6 +339,7 @@ impl fmt::Display for CohortState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CohortState::Ready => f.write_str("ready"),
+            CohortState::GoesNowhere => f.write_str("goes nowhere"),
             CohortState::Arriving => f.write_str("arriving"),
             CohortState::NeedsFullSync => f.write_str("needs full sync"),
             CohortState::Held(held) => write!(f, "held {}", Number(*held)),
@@ -359,12 +371,13 @@ mod tests {
     fn the_most_urgent_of_a_cohort_is_its_state() {
         use CohortStanding::{Followed, Retired, Retiring};
         for (standing, held, needs_full_sync, ready, word) in [
-            (Followed, 0, false, true, "ready"),
-            (Followed, 0, false, false, "arriving"),
-            (Followed, 0, true, false, "needs full sync"),
-            (Followed, 1_204, true, true, "held 1,204"),
-            (Retiring, 1, true, false, "retiring"),
-            (Retired, 0, true, true, "retired"),
+            (Followed, 0, false, Some(true), "ready"),
+            (Followed, 0, false, Some(false), "arriving"),
+            (Followed, 0, false, None, "goes nowhere"),
+            (Followed, 0, true, Some(false), "needs full sync"),
+            (Followed, 1_204, true, Some(true), "held 1,204"),
+            (Retiring, 1, true, Some(false), "retiring"),
+            (Retired, 0, true, Some(true), "retired"),
         ] {
             let state = CohortState::of(standing, held, needs_full_sync, ready);
             assert_eq!(state.to_string(), word);

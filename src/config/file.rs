@@ -10,14 +10,17 @@
 use toml::Spanned;
 use toml::de::DeTable;
 
+use self::routes::read_routes;
 use self::table::{Faults, Table, once};
 use super::parse;
 use super::parts::DEFAULT_NAME;
 use super::reader::Faulted;
 use crate::cohort::SourceName;
 use crate::flagsmith::CANARY;
+use crate::route::Route;
 use crate::trait_key::{self, ExplicitKey};
 
+mod routes;
 pub(super) mod table;
 
 /// Bytes of a settings file at most: room for thousands of cohorts, and `/dev/zero` is longer.
@@ -35,6 +38,8 @@ pub(super) struct SettingsFile<'t> {
     pub(super) destinations: Option<Vec<NamedTable<'t>>>,
     /// `[[cohorts]]`, in the file's order.
     pub(super) cohorts: Vec<CohortRule>,
+    /// `[[routes]]`; `None` where there are none.
+    pub(super) routes: Option<Vec<Route>>,
 }
 
 /// The table of a source or a destination.
@@ -75,17 +80,22 @@ impl<'t> SettingsFile<'t> {
         let sources = top.tables("sources", "[[sources]]", &mut faults);
         let destinations = top.tables("destinations", "[[destinations]]", &mut faults);
         let cohorts = top.tables("cohorts", "[[cohorts]]", &mut faults);
+        let routes = top.tables("routes", "[[routes]]", &mut faults);
         top.end(&mut faults);
 
         let sources = named(sources, "this source", &mut faults);
         let destinations = named(destinations, "this destination", &mut faults);
         let cohorts = read_cohorts(cohorts.unwrap_or_default(), &names(&sources), &mut faults);
+        let routes = routes.map(|tables| {
+            read_routes(tables, &names(&sources), &names(&destinations), &mut faults)
+        });
         SettingsFile {
             faults,
             is_understood: true,
             sources,
             destinations,
             cohorts,
+            routes,
         }
     }
 
@@ -97,6 +107,7 @@ impl<'t> SettingsFile<'t> {
             sources: None,
             destinations: None,
             cohorts: Vec::new(),
+            routes: None,
         }
     }
 }
@@ -123,13 +134,16 @@ fn named<'t>(
 
 /// The names that other tables may refer to.
 fn names<'n>(tables: &'n Option<Vec<NamedTable<'_>>>) -> Vec<&'n str> {
-    match tables {
-        None => vec![DEFAULT_NAME],
-        Some(tables) => tables
-            .iter()
-            .filter_map(|table| table.name.as_deref().ok())
-            .collect(),
+    let Some(tables) = tables else {
+        return vec![DEFAULT_NAME];
+    };
+    let mut names = Vec::new();
+    for name in tables.iter().filter_map(|table| table.name.as_deref().ok()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
     }
+    names
 }
 
 fn read_cohorts(
@@ -174,7 +188,7 @@ fn read_cohort(
     faults: &mut Faults<'_>,
 ) -> Result<Spanned<Cohort>, Faulted> {
     let default = sources.contains(&DEFAULT_NAME).then_some(DEFAULT_NAME);
-    let source = table.value("source", default, faults, one_of(sources));
+    let source = table.value("source", default, faults, one_of(sources, "source"));
     let project_id = table.optional("project", faults, id);
     let cohort_id = table.value("id", None, faults, id);
     let cohort = Cohort {
@@ -203,13 +217,17 @@ impl Cohort {
     }
 }
 
-/// A source's name.
-fn one_of(sources: &[&str]) -> impl FnOnce(&str) -> Result<SourceName, String> {
-    |name| {
-        sources
+/// The name of a source or destination that there is.
+fn one_of<T: for<'n> From<&'n str>>(
+    names: &[&str],
+    what: &str,
+) -> impl FnOnce(&str) -> Result<T, String> {
+    move |name| {
+        let advice = || format!("there is no such {what}: write {}", names.join(" or "));
+        names
             .contains(&name)
             .then(|| name.into())
-            .ok_or_else(|| format!("there is no such source: write {}", sources.join(" or ")))
+            .ok_or_else(advice)
     }
 }
 
@@ -325,7 +343,7 @@ name = "a"
         assert_eq!(
             faults(text),
             [
-                r#"line 2: "colour" is not known in the file: there is sources, destinations, cohorts"#,
+                r#"line 2: "colour" is not known in the file: there is sources, destinations, cohorts, routes"#,
                 "line 4: id cannot be of type integer: write a string, in quotes",
                 "line 5: trait_key cannot be of type boolean: write a string, in quotes",
                 r#"line 7: source cannot be "us": there is no such source: write default or eu"#,
@@ -336,7 +354,7 @@ name = "a"
                 "line 11: [[cohorts]] needs trait_key",
                 "line 15: this cohort is on line 12 already: give it once",
                 "line 17: this trait_key is on line 14 already: give it once",
-                r#"line 19: "source" is not known in the file: there is sources, destinations, cohorts"#,
+                r#"line 19: "source" is not known in the file: there is sources, destinations, cohorts, routes"#,
                 r#"line 21: name cannot be "-x": write letters a-z, digits, and - _ . behind the first one, 63 at most"#,
                 "line 25: this destination is on line 23 already: give it once",
                 "line 26: [[destinations]] needs name",

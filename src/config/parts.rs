@@ -11,6 +11,7 @@ use super::serve::read_destination;
 use super::source::read_source;
 use super::{Destination, Source, setting};
 use crate::cli::ServeArgs;
+use crate::route::Routes;
 
 /// The source that `POST /webhooks/mixpanel` belongs to, and the destination that goes with it.
 pub(super) const DEFAULT_NAME: &str = "default";
@@ -19,6 +20,7 @@ pub(super) const DEFAULT_NAME: &str = "default";
 pub(super) struct Parts {
     pub(super) sources: Result<Vec<Arc<Source>>, Faulted>,
     pub(super) destinations: Result<Vec<Arc<Destination>>, Faulted>,
+    pub(super) routes: Routes,
 }
 
 /// Reads the settings file, and with it all sources and destinations.
@@ -38,6 +40,7 @@ pub(super) fn read_parts(
     };
     let folder = Path::new(&path).parent().unwrap_or(Path::new(""));
     let cohorts = std::mem::take(&mut file.cohorts);
+    let routes = file.routes.take().map(Routes::of).unwrap_or_default();
     let mut kind = Kind {
         faults: &mut file.faults,
         folder,
@@ -55,7 +58,16 @@ pub(super) fn read_parts(
     for fault in file.faults.in_order() {
         reader.note(setting::CONFIG.names(), format!("names {path}; {fault}"));
     }
+    for destination in destinations.iter().flatten() {
+        if !routes.mention(&destination.name) {
+            let name = &destination.name;
+            warnings.push(format!(
+                "destination {name}: no route leads there, so nothing is written to it"
+            ));
+        }
+    }
     Parts {
+        routes,
         sources: sources.map(|sources| with_keys(sources, cohorts)),
         destinations: destinations.map(|all| all.into_iter().map(Arc::new).collect()),
     }
@@ -133,6 +145,7 @@ mod tests {
     use super::*;
     use crate::config::{ConfigError, Settings};
     use crate::mixpanel::Anonymous;
+    use crate::route::Routed;
 
     #[derive(Parser)]
     struct Serve {
@@ -368,6 +381,103 @@ allow_http = 'yes'
         assert_eq!(open, [false, true]);
         let warning = &settings.warnings[0];
         assert!(warning.contains("/webhooks/mixpanel/open "), "{warning}");
+    }
+
+    const ROUTES: &str = "\
+[[destinations]]
+name = 'one'
+environment_key = 'ser.hush'
+[[destinations]]
+name = 'two'
+environment_key = 'ser.hush'
+";
+
+    #[test]
+    fn routes_are_read_as_written() {
+        let text = ROUTES.to_owned()
+            + "
+            [[routes]]
+            source = 'a'
+            project = '7'
+            cohort_ids = ['1', '2']
+            cohort_names = ['Trial *']
+            destinations = ['one', 'two']
+            [[routes]]
+            destinations = []
+            "
+            + SOURCE;
+        let settings = read(&text, &[], &[]).expect("good");
+        let goes = |source, project_id, cohort_id, name| {
+            let cohort = Routed {
+                source,
+                project_id,
+                cohort_id,
+                name,
+            };
+            settings.routes.lead(cohort, &"two".into())
+        };
+        assert!(goes("a", "7", "2", "x") && goes("a", "7", "3", "Trial x"));
+        assert!(!goes("b", "7", "2", "x") && !goes("a", "8", "2", "x"));
+        assert!(!goes("a", "7", "3", "x"));
+        assert_eq!(settings.warnings, Vec::<String>::new());
+
+        let text = ROUTES.to_owned() + SOURCE + "[[routes]]\ndestinations = ['one']\n";
+        let warnings = read(&text, &[], &[]).expect("good").warnings;
+        let warning = "destination two: no route leads there, so nothing is written to it";
+        assert_eq!(warnings, [warning]);
+        let without = read(&(ROUTES.to_owned() + SOURCE), &[], &[]).expect("good");
+        assert_eq!(without.routes, Routes::default());
+    }
+
+    #[test]
+    fn every_fault_of_the_routes_comes_with_its_line() {
+        let text = ROUTES.to_owned()
+            + "\
+[[routes]]
+source = 'b'
+cohort_ids = ['', '1', 2, '1']
+cohort_names = 'Trial *'
+destinations = ['one', 'three', 'one']
+[[routes]]
+cohort_ids = []
+destination = ['one']
+[[routes]]
+cohort_ids = []
+destinations = ['one', 'one']
+[[routes]]
+cohort_names = ['']
+destinations = []
+" + SOURCE;
+        assert_eq!(
+            faults(&text, &[], &[]),
+            [
+                "line 8: source cannot be \"b\": there is no such source: write a",
+                "line 9: cohort_ids cannot be \"\": write Mixpanel's id, without white space",
+                "line 9: cohort_ids cannot hold a value of type integer: write strings, in quotes",
+                "line 10: cohort_names cannot be given like this: write [\"…\", \"…\"]",
+                "line 11: destinations cannot be \"three\": there is no such destination: write one or two",
+                "line 12: [[routes]] needs destinations, [] for nowhere",
+                "line 14: \"destination\" is not known in [[routes]]: there is source, project, cohort_ids, cohort_names, destinations",
+                "line 15: no cohort comes to this route: write some in cohort_ids or cohort_names, or leave both out for any",
+                "line 17: \"one\" in destinations is on line 17 already: give it once",
+                "line 19: cohort_names cannot be \"\": write a name, in which * stands for any characters and ? for one",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_route_behind_one_that_takes_all_is_a_fault() {
+        let text = ROUTES.to_owned()
+            + "\
+[[routes]]
+cohort_names = ['*']
+destinations = ['one']
+[[routes]]
+source = 'a'
+destinations = ['two']
+" + SOURCE;
+        let expected = "line 10: no cohort comes to this route: the one on line 7 takes all of its own; put this one before it, or take it away";
+        assert_eq!(faults(&text, &[], &[]), [expected]);
     }
 
     #[test]

@@ -135,6 +135,7 @@ fn read(
         database: database?,
         sources: parts.sources?,
         destinations: parts.destinations?,
+        routes: parts.routes,
         max_connections: max_connections?,
         max_body_bytes: max_body_bytes?,
         shutdown_grace: shutdown_grace?,
@@ -763,7 +764,7 @@ const ROWS: &[Row] = &[
 
     #[test]
     fn the_settings_files_faults_come_with_all_others() {
-        let file = secret_file(b"[[cohorts]]\nid = 1\n\n[[routes]]\n");
+        let file = secret_file(b"[[cohorts]]\nid = 1\n\n[[routs]]\n");
         let path = file.path().to_str().expect("UTF-8");
         let found = faults(
             &["--linger=1", "--config", path],
@@ -771,7 +772,7 @@ const ROWS: &[Row] = &[
         );
         assert_eq!(found.len(), 5, "{found:?}");
         let names = format!("--config (COHORT_BRIDGE_CONFIG) names {path}; line ");
-        for line in ["1: [[cohorts]] needs trait_key", "2: id ", "4: \"routes\" "] {
+        for line in ["1: [[cohorts]] needs trait_key", "2: id ", "4: \"routs\" "] {
             let beginning = format!("{names}{line}");
             assert!(
                 found.iter().any(|fault| fault.starts_with(&beginning)),

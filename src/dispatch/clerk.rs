@@ -49,18 +49,6 @@ impl Dispatch {
         stop: CancellationToken,
     ) {
         let mut clerk = Clerk::new();
-        while !stop.is_cancelled()
-            && let Err(error) = self
-                .store
-                .bring_up(&self.destination.name, self.clock.now())
-                .await
-        {
-            tracing::error!(destination = %self.destination.name, %error, "delivery waits: the destination could not be brought up from the ledger");
-            tokio::select! {
-                () = self.clock.sleep_until(self.clock.now() + AFTER_FAILURE) => {}
-                () = stop.cancelled() => {}
-            }
-        }
         while !stop.is_cancelled() {
             let now = self.clock.now();
             let errand = self.next_errand(&mut clerk, now);

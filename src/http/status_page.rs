@@ -167,6 +167,7 @@ impl Overall {
                 CohortState::Held(people) => held += people,
                 CohortState::NeedsFullSync => unsure += 1,
                 CohortState::Ready
+                | CohortState::GoesNowhere
                 | CohortState::Arriving
                 | CohortState::Retiring
                 | CohortState::Retired => {}

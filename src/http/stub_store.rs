@@ -214,7 +214,7 @@ impl Store for StubStore {
         unreachable!()
     }
 
-    async fn bring_up(&self, _: &DestinationName, _: Millis) -> Result<u64, StoreError> {
+    async fn follow_routes(&self, _: usize, _: Millis) -> Result<bool, StoreError> {
         unreachable!()
     }
 

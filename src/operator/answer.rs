@@ -204,7 +204,10 @@ fn cohorts(answer: Cohorts) -> String {
         let deliveries: Vec<_> = cohort
             .destinations
             .iter()
-            .map(|delivery| (state(&cohort, delivery.ready), delivery))
+            .map(|delivery| {
+                let ready = delivery.ready.unwrap_or(true);
+                (state(&cohort, Some(ready)), delivery)
+            })
             .collect();
         for delivery in one_at_least(deliveries) {
             let (state, delivered) = match delivery {
@@ -244,7 +247,8 @@ fn cohorts(answer: Cohorts) -> String {
     table.to_string()
 }
 
-/// The most urgent of what the service says of a cohort; nothing where it says too little.
+/// The most urgent of what the service says of a cohort; nothing where it says too little. `ready`
+/// is `None` where the cohort goes nowhere.
 fn state(cohort: &Cohort, ready: Option<bool>) -> String {
     let standing = match cohort.state.as_deref() {
         Some("followed") => CohortStanding::Followed,
@@ -254,7 +258,7 @@ fn state(cohort: &Cohort, ready: Option<bool>) -> String {
     };
     let held = cohort.held_removals.as_ref().map_or(0, |held| held.held);
     let needs_full_sync = cohort.needs_full_sync.is_some();
-    CohortState::of(standing, held, needs_full_sync, ready.unwrap_or(true)).to_string()
+    CohortState::of(standing, held, needs_full_sync, ready).to_string()
 }
 
 fn held_removals(answer: Held) -> String {

@@ -31,8 +31,8 @@ mod views;
 
 pub use views::{
     CohortStanding, CohortView, DeadLetter, DeadLetterFilter, DeliveryState, DeliveryView,
-    FullSyncReason, HeldRemovals, HoldDecision, KeyChange, MembershipDelivery, MembershipView,
-    RunCounts, SessionView,
+    FullSyncReason, GoesNowhere, HeldRemovals, HoldDecision, KeyChange, MembershipDelivery,
+    MembershipView, RouteChange, RunCounts, SessionView,
 };
 
 /// How long a session may stay silent before it can no longer take effect: Mixpanel keeps the
@@ -183,6 +183,8 @@ pub struct Assembled {
     pub whole: bool,
     /// Whether that was one that nobody sent: no page made it whole.
     pub left_out: bool,
+    /// Whether a cohort was renamed, so that there may be something for [`Store::follow_routes`].
+    pub may_reroute: bool,
 }
 
 /// A session all of whose pages are there.
@@ -538,9 +540,11 @@ pub trait Store: Send + Sync + 'static {
         now: Millis,
     ) -> Result<Claims, StoreError>;
 
-    /// Makes everything pending for a destination that this ledger never delivered to; once.
-    async fn bring_up(&self, destination: &DestinationName, now: Millis)
-    -> Result<u64, StoreError>;
+    /// Does a piece, of about `limit` people, of what it takes to follow the cohorts that the
+    /// settings lead to a destination, and no others: everybody of a further one becomes pending;
+    /// what is pending of one that goes there no longer is dropped. Returns whether there was
+    /// anything to do.
+    async fn follow_routes(&self, limit: usize, now: Millis) -> Result<bool, StoreError>;
 
     /// Where the log of what was counted as written stands: a mark for [`Store::proved`].
     async fn unproven_through(&self, destination: &DestinationName) -> Result<i64, StoreError>;

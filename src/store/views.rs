@@ -82,6 +82,30 @@ pub struct KeyChange {
     pub key: String,
 }
 
+/// What the settings change in where cohorts go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteChange {
+    /// Where to.
+    pub destination: DestinationName,
+    /// Cohorts that go there.
+    pub cohorts: usize,
+    /// Of those, the ones that are still to be brought up from the ledger.
+    pub begin: usize,
+    /// Cohorts that go there no longer.
+    pub end: usize,
+}
+
+/// A cohort that no route leads anywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GoesNowhere {
+    /// Its source.
+    pub source: SourceName,
+    /// Mixpanel's id.
+    pub cohort_id: String,
+    /// The name last heard.
+    pub name: String,
+}
+
 /// Removals that wait for a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldRemovals {

@@ -11,6 +11,7 @@ use cohort_bridge::cli::{self, Command};
 use cohort_bridge::config::setting::{self, Fallback, Setting};
 use cohort_bridge::config::{Environment, Settings};
 use cohort_bridge::http::admin::openapi;
+use cohort_bridge::route::Routed;
 use serde_json::Value;
 use utoipa::OpenApi;
 
@@ -383,6 +384,21 @@ fn the_settings_files_shown_are_ones_that_the_program_takes() {
     );
     assert_eq!(destination_names(&example), ["production", "staging"]);
     assert_eq!(example.warnings, Vec::<String>::new());
+    let goes = |source, cohort_id, name| {
+        let cohort = Routed {
+            source,
+            project_id: "2914407",
+            cohort_id,
+            name,
+        };
+        let to = example.destinations.iter();
+        let to = to.filter(|to| example.routes.lead(cohort, &to.name));
+        to.map(|to| &*to.name.0).collect::<Vec<_>>()
+    };
+    assert_eq!(goes("eu", "5518377", "x"), ["production", "staging"]);
+    assert_eq!(goes("eu", "1", "Trial users"), ["production", "staging"]);
+    assert_eq!(goes("eu", "1", "x"), [""; 0]);
+    assert_eq!(goes("default", "1", "x"), ["production"]);
 
     let readme = text_of("README.md");
     let shown: Vec<&str> = readme

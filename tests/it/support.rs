@@ -5,6 +5,7 @@ pub mod bridge;
 pub mod ledger;
 pub mod pages;
 pub mod process;
+pub mod routed;
 pub mod service;
 
 use std::io::{Read, Write};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use cohort_bridge::cohort::OnLeave;
 use cohort_bridge::config::{BlankEcho, Destination, Kind};
+use cohort_bridge::route::Routes;
 use cohort_bridge::standin::{Environment, StandIn, StandInOptions, Switch};
 use cohort_bridge::store::sqlite::SqliteStore;
 use cohort_bridge::store::{DestinationRules, SourceRules, StoreError};
@@ -168,10 +170,20 @@ pub fn open_ledger(
     source: SourceRules,
     destination: DestinationRules,
 ) -> std::sync::Arc<SqliteStore> {
+    open_routed_ledger(path, source, vec![destination], Routes::default())
+}
+
+/// The same, with several destinations.
+pub fn open_routed_ledger(
+    path: &std::path::Path,
+    source: SourceRules,
+    destinations: Vec<DestinationRules>,
+    routes: Routes,
+) -> std::sync::Arc<SqliteStore> {
     let begun = std::time::Instant::now();
     loop {
-        let (sources, destinations) = (vec![source.clone()], vec![destination.clone()]);
-        match SqliteStore::open(path, sources, destinations) {
+        let (sources, destinations) = (vec![source.clone()], destinations.clone());
+        match SqliteStore::open_routed(path, sources, destinations, routes.clone()) {
             Err(StoreError::InUse { .. }) if begun.elapsed() < PATIENCE => std::thread::yield_now(),
             opened => return std::sync::Arc::new(opened.expect("the ledger opens")),
         }

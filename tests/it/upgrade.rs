@@ -66,7 +66,7 @@ fn write_version_1(path: &Path, long: &str) {
     connection.pragma_update(None, "user_version", 1).unwrap();
     connection
         .execute_batch(&format!(
-            "INSERT INTO meta VALUES ('taken_through', 3);
+            "INSERT INTO meta VALUES ('taken_through', 3), ('brought_up:default', {START} - 99);
              INSERT INTO destination VALUES (1, 'default');
              INSERT INTO cohort VALUES (1, 'default', '1', '7', 'seven', 'old_key', {START}, 3, 1);
              INSERT INTO cohort VALUES (2, 'default', '1', '8', 'eight', 'other_key', {START}, 1, 0);
@@ -139,6 +139,28 @@ async fn everything_known_is_kept() {
         ledger.store().retry_dead_letters(all, START).await.unwrap(),
         1
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_was_being_brought_up_is_so_still() {
+    let folder = fast_temp_dir();
+    let path = folder.path().join("ledger.db");
+    write_version_1(&path, "long");
+    let connection = Connection::open(&path).unwrap();
+    let deleted = connection.execute("DELETE FROM meta WHERE key = 'brought_up:default'", []);
+    assert_eq!(deleted, Ok(1));
+    drop(connection);
+    let ledger = Ledger::over(folder, Default::default(), None);
+    // Nothing is known of what it holds, but that it was told of dan in vain.
+    assert_eq!(ledger.trait_of("ann").await, None);
+    let now = START + 1_000;
+    while ledger.store().follow_routes(1, now).await.unwrap() {}
+    let cohorts = ledger.store().cohorts().await.unwrap();
+    let pending: Vec<_> = cohorts
+        .iter()
+        .map(|cohort| (cohort.destinations[0].pending, cohort.destinations[0].dead))
+        .collect();
+    assert_eq!(pending, [(4, 0), (1, 0)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

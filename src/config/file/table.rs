@@ -116,6 +116,43 @@ impl<'t> Table<'t> {
             .transpose()
     }
 
+    /// A list of texts, `None` where it is not given.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &str,
+        faults: &mut Faults<'_>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<Vec<Spanned<T>>>, Faulted> {
+        let Some(value) = self.take(key) else {
+            return Ok(None);
+        };
+        let at = value.span().start;
+        let mut list = Vec::new();
+        let DeValue::Array(values) = value.into_inner() else {
+            let message = format!("{key} cannot be given like this: write [\"…\", \"…\"]");
+            faults.note(at, message);
+            return Err(Faulted);
+        };
+        for value in values {
+            let span = value.span();
+            list.push(match value.into_inner() {
+                DeValue::String(text) => {
+                    let text = Spanned::new(span, text.into_owned());
+                    parsed(key, &text, Exposure::Plain, faults, &parse)
+                }
+                other => {
+                    let kind = other.type_str();
+                    let message = format!(
+                        "{key} cannot hold a value of type {kind}: write strings, in quotes"
+                    );
+                    faults.note(span.start, message);
+                    Err(Faulted)
+                }
+            });
+        }
+        list.into_iter().collect::<Result<_, _>>().map(Some)
+    }
+
     /// A setting that is no secret, written as its flag would be; numbers and truth values may
     /// stand without quotes.
     pub(in crate::config) fn setting<T>(

@@ -95,7 +95,7 @@ pub(super) fn section(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::
 
 const fn mood(state: CohortState) -> Mood {
     match state {
-        CohortState::Ready | CohortState::Retired => Mood::Good,
+        CohortState::Ready | CohortState::GoesNowhere | CohortState::Retired => Mood::Good,
         CohortState::Arriving | CohortState::Retiring => Mood::Busy,
         CohortState::NeedsFullSync | CohortState::Held(_) => Mood::Bad,
     }
@@ -281,6 +281,13 @@ mod tests {
         ] {
             assert!(page.contains(text), "{text} is not in\n{page}");
         }
+    }
+
+    #[test]
+    fn a_cohort_that_no_route_leads_anywhere_says_so() {
+        let mut cohort = cohort("7");
+        cohort.destinations.clear();
+        assert!(shown(vec![cohort]).contains(">goes nowhere<"));
     }
 
     #[test]

@@ -86,7 +86,9 @@ impl Ledger {
         {
             let number = self.trait_of(cohort)?;
             for destination in 0..self.destinations.len() {
-                self.change_pending(destination, number, changes, now)?;
+                if self.following(destination, cohort)?.hears() {
+                    self.change_pending(destination, number, changes, now)?;
+                }
             }
         }
         Ok(())

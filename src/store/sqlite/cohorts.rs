@@ -168,7 +168,7 @@ impl Ledger {
     }
 
     fn hear_cohort(
-        &self,
+        &mut self,
         key: &CohortKey,
         cohort: CohortRef,
         name: Option<&str>,
@@ -194,6 +194,7 @@ impl Ledger {
                 source = %key.source, cohort_id = %key.cohort_id, name, former_name = former,
                 "cohort renamed in Mixpanel; its trait key stays"
             );
+            self.follow_renamed(cohort, key, name)?;
         }
         Ok(())
     }
@@ -220,6 +221,7 @@ impl Ledger {
             "UPDATE trait SET cohort = ?2 WHERE id = ?1",
             [number.0, cohort.0],
         )?;
+        self.follow_new(cohort, key, shown, heard_at)?;
         let trait_key = self.trait_key(number)?;
         tracing::info!(source = %key.source, cohort_id = %key.cohort_id, %trait_key, "cohort first heard of");
         Ok(cohort)

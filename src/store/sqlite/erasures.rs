@@ -9,10 +9,11 @@ use super::apply::{Changes, people_behind};
 use super::ledger::{Ledger, settled};
 use super::membership::{Change, Standing};
 use super::pending::Tally;
+use super::routes::Following;
 use crate::clock::Millis;
 use crate::cohort::{Target, Told, Wanted};
 use crate::roster::Roster;
-use crate::store::{StoreError, TraitRef};
+use crate::store::{CohortRef, StoreError, TraitRef};
 
 /// Pages looked through for a person at a time.
 const PAGES_A_PIECE: usize = 64;
@@ -111,7 +112,7 @@ impl Ledger {
                 }
             }
             let is_wanted = Change::of(&people).was.is_some_and(Standing::is_wanted);
-            was.push((self.trait_of(cohort)?, is_wanted));
+            was.push((self.trait_of(cohort)?, cohort, is_wanted));
             let mut changes = Changes::default();
             changes.push(identifier, &people);
             self.change_cohort(cohort, &changes, now)?;
@@ -132,12 +133,12 @@ impl Ledger {
         destination: usize,
         identifier: &str,
         traits: bool,
-        was: &[(TraitRef, bool)],
+        was: &[(TraitRef, CohortRef, bool)],
         now: Millis,
     ) -> Result<(), StoreError> {
         let state = &self.destinations[destination];
         let (id, on_leave) = (state.id, state.rules.on_leave);
-        let mut numbers: BTreeSet<TraitRef> = was.iter().map(|(number, _)| *number).collect();
+        let mut numbers: BTreeSet<TraitRef> = was.iter().map(|(number, ..)| *number).collect();
         for table in ["pending", "dead_letter"] {
             let mut statement = self.connection.prepare_cached(&format!(
                 "SELECT trait FROM {table} WHERE destination = ?1 AND identifier = ?2"
@@ -176,9 +177,16 @@ impl Ledger {
                     self.delete_pending(id, identifier, number)?;
                 }
                 None if traits => {
-                    let known = was.iter().find(|(known, _)| *known == number);
-                    let told = match (dead, known) {
-                        (None, Some((_, is_wanted))) => settled(Wanted::of(*is_wanted), on_leave),
+                    let known = was.iter().find(|(known, ..)| *known == number);
+                    let following = match known {
+                        Some((_, cohort, _)) => self.following(destination, *cohort)?,
+                        None => Following::NoLonger,
+                    };
+                    let told = match (dead, known, following) {
+                        (None, Some((.., is_wanted)), Following::Always) => {
+                            settled(Wanted::of(*is_wanted), on_leave)
+                        }
+                        (None, _, Following::Never) => Told::Known(Target::Absent),
                         _ => Told::Unknown,
                     };
                     if told.needs_write(Target::Absent) {

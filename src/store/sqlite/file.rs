@@ -12,12 +12,13 @@ use crate::roster::{Damaged, Roster};
 use crate::store::StoreError;
 
 /// Migrations, in order; the file's `user_version` says how many it has had.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("../migrations/sqlite/0001_ledger.sql"),
     include_str!("../migrations/sqlite/0002_exact_membership.sql"),
     include_str!("../migrations/sqlite/0003_express_lane.sql"),
     include_str!("../migrations/sqlite/0004_unproven.sql"),
     include_str!("../migrations/sqlite/0005_runs_in_a_window.sql"),
+    include_str!("../migrations/sqlite/0006_routes.sql"),
 ];
 
 /// The schema version of a ledger that this program has opened.
@@ -239,7 +240,8 @@ mod tests {
         let mut connection = connect(&path).unwrap();
         migrate(&mut connection).unwrap();
 
-        let mut ledger = Ledger::new(connection, Vec::new(), Vec::new()).unwrap();
+        let mut ledger =
+            Ledger::new(connection, Vec::new(), Vec::new(), Default::default()).unwrap();
         for limit in 1..=3 {
             ledger.tidy(limit, 0).unwrap();
         }

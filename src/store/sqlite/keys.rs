@@ -15,6 +15,7 @@ use super::file::connect_reader;
 use super::ledger::{Ledger, settled};
 use super::membership::{Change, Standing};
 use super::pending::Tally;
+use super::routes::Following;
 use crate::clock::Millis;
 use crate::cohort::{SourceName, Target, Told, Wanted};
 use crate::store::{CohortRef, KeyChange, SourceRules, StoreError, TraitRef};
@@ -161,8 +162,22 @@ impl Ledger {
     ) -> Result<(), StoreError> {
         let state = &self.destinations[destination];
         let (id, on_leave) = (state.id, state.rules.on_leave);
-        let was = self.standing_in(trait_move.from, identifier)?;
-        let is = self.standing_in(trait_move.to, identifier)?;
+        let of = |cohort: Option<CohortRef>| match cohort {
+            Some(cohort) => self.following(destination, cohort),
+            None => Ok(Following::Never),
+        };
+        let (former, latter) = (of(trait_move.from)?, of(trait_move.to)?);
+        if !former.hears() && !latter.hears() {
+            return Ok(());
+        }
+        let was = match former {
+            Following::Never => None,
+            _ => self.standing_in(trait_move.from, identifier)?,
+        };
+        let is = match latter.hears() {
+            true => self.standing_in(trait_move.to, identifier)?,
+            false => None,
+        };
         let wanted = Wanted::of(is.is_some_and(Standing::is_wanted));
         let dead = self.take_dead(id, identifier, trait_move.number)?;
         if let Some(held) = self.pending_row(id, identifier, trait_move.number)? {
@@ -177,10 +192,10 @@ impl Ledger {
                 tally,
             );
         }
-        let told = match (dead, was) {
-            (Some(_), _) => Told::Unknown,
-            (None, Some(was)) => settled(Wanted::of(was.is_wanted()), on_leave),
-            (None, None) => Told::Known(Target::Absent),
+        let told = match (dead, was, former) {
+            (None, Some(was), Following::Always) => settled(Wanted::of(was.is_wanted()), on_leave),
+            (None, None, _) => Told::Known(Target::Absent),
+            _ => Told::Unknown,
         };
         // Whoever has no such trait, and should not have it, needs no call to say so.
         let is_fine = wanted == Wanted::Left && told == Told::Known(Target::Absent);

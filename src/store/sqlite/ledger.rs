@@ -11,6 +11,7 @@ use super::express::Turn;
 use super::file::keep_statements;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told, Wanted};
+use crate::route::Routes;
 use crate::session::Session;
 use crate::store::{CohortRef, DestinationRules, SessionRef, SourceRules, StoreError, TraitRef};
 
@@ -30,6 +31,9 @@ pub struct Ledger {
     pub connection: Connection,
     /// The destinations of the settings.
     pub destinations: Vec<DestinationState>,
+    pub(super) routes: Routes,
+    /// Whether a cohort was renamed, so that it may go elsewhere.
+    pub(super) may_reroute: bool,
     pub(super) sources: HashMap<SourceName, SourceRules>,
     pub(super) cohorts: HashMap<CohortKey, CohortRef>,
     pub(super) traits: HashMap<CohortRef, TraitRef>,
@@ -90,6 +94,7 @@ impl Ledger {
         connection: Connection,
         sources: Vec<SourceRules>,
         destinations: Vec<DestinationRules>,
+        routes: Routes,
     ) -> Result<Self, StoreError> {
         let mut known = Vec::new();
         for rules in destinations {
@@ -110,9 +115,11 @@ impl Ledger {
                 express: Turn::default(),
             });
         }
-        Ok(Ledger {
+        let mut ledger = Ledger {
             connection,
             destinations: known,
+            routes,
+            may_reroute: false,
             sources: sources
                 .into_iter()
                 .map(|source| (source.name.clone(), source))
@@ -122,7 +129,9 @@ impl Ledger {
             trait_keys: HashMap::new(),
             last_session: None,
             checkpoint_at_bytes: CHECKPOINT_BYTES,
-        })
+        };
+        ledger.look_up_routes()?;
+        Ok(ledger)
     }
 
     /// Drops what was remembered: a transaction that wrote it did not come about.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use self::file::{connect_reader, hex, lock, make_private, migrate, secret};
 use self::inbox::InboxPage;
@@ -23,6 +23,7 @@ use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Wanted};
 use crate::mixpanel::Page;
 use crate::roster::PersonHash;
+use crate::route::Routes;
 
 mod actions;
 mod apply;
@@ -34,6 +35,7 @@ mod express;
 mod file;
 mod inbox;
 mod keys;
+mod leads;
 mod ledger;
 mod membership;
 mod orders;
@@ -41,6 +43,7 @@ mod pending;
 mod people;
 mod read;
 mod refusals;
+mod routes;
 mod rows;
 mod runs;
 mod sessions;
@@ -52,6 +55,7 @@ mod writer;
 
 pub use file::{SCHEMA_VERSION, schema_version};
 pub use keys::key_changes;
+pub use leads::route_changes;
 
 /// SQLite before 3.51.3 can corrupt a database in WAL mode (the 'WAL-reset' bug).
 const OLDEST_SQLITE: i32 = 3_051_003;
@@ -87,6 +91,19 @@ impl SqliteStore {
         sources: Vec<SourceRules>,
         destinations: Vec<DestinationRules>,
     ) -> Result<Self, StoreError> {
+        Self::open_routed(path, sources, destinations, Routes::default())
+    }
+
+    /// The same, where not every cohort goes to every destination.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    pub fn open_routed(
+        path: &Path,
+        sources: Vec<SourceRules>,
+        destinations: Vec<DestinationRules>,
+        routes: Routes,
+    ) -> Result<Self, StoreError> {
         if rusqlite::version_number() < OLDEST_SQLITE {
             return Err(StoreError::OldSqlite(rusqlite::version().into()));
         }
@@ -104,7 +121,7 @@ impl SqliteStore {
             .iter()
             .map(|rules| (rules.name.to_string(), Arc::clone(&rules.identified_by)))
             .collect();
-        let ledger = Ledger::new(connection, sources, destinations)?;
+        let ledger = Ledger::new(connection, sources, destinations, routes)?;
         let writer = Writer::start(ledger).map_err(|source| StoreError::Io {
             path: path.display().to_string(),
             source,
@@ -300,7 +317,14 @@ impl Store for SqliteStore {
     }
 
     async fn assemble(&self, limit: usize, now: Millis) -> Result<Assembled, StoreError> {
-        self.work(move |ledger| ledger.assemble(limit, now)).await
+        self.work(move |ledger| {
+            let assembled = ledger.assemble(limit, now)?;
+            Ok(Assembled {
+                may_reroute: std::mem::take(&mut ledger.may_reroute),
+                ..assembled
+            })
+        })
+        .await
     }
 
     async fn waiting_pages(&self) -> Result<u64, StoreError> {
@@ -411,40 +435,9 @@ impl Store for SqliteStore {
         Ok(exchanged.1)
     }
 
-    async fn bring_up(
-        &self,
-        destination: &DestinationName,
-        now: Millis,
-    ) -> Result<u64, StoreError> {
-        let name = destination.clone();
-        let mark = format!("brought_up:{destination}");
-        let key = mark.clone();
-        let (index, is_new, cohorts) = self
-            .work(move |ledger| {
-                let index = ledger.destination(&name)?;
-                let done = ledger
-                    .connection
-                    .query_row("SELECT 1 FROM meta WHERE key = ?1", [&key], |_| Ok(()))
-                    .optional()?
-                    .is_some();
-                Ok((index, !done, ledger.all_cohorts()?))
-            })
-            .await?;
-        let mut total = 0;
-        if is_new {
-            for cohort in cohorts {
-                total += self.resync_cohort(index, cohort, now).await?;
-            }
-            self.work(move |ledger| {
-                ledger.connection.execute(
-                    "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
-                    rusqlite::params![mark, now],
-                )?;
-                Ok(())
-            })
-            .await?;
-        }
-        Ok(total)
+    async fn follow_routes(&self, limit: usize, now: Millis) -> Result<bool, StoreError> {
+        self.work(move |ledger| ledger.follow_routes(limit, now))
+            .await
     }
 
     async fn unproven_through(&self, destination: &DestinationName) -> Result<i64, StoreError> {
@@ -554,22 +547,28 @@ impl Store for SqliteStore {
         now: Millis,
     ) -> Result<Option<u64>, StoreError> {
         let (source, cohort_id) = (source.clone(), cohort_id.to_owned());
-        let (destinations, cohorts) = self
+        let followed = self
             .work(move |ledger| {
-                Ok((
-                    ledger.destinations.len(),
-                    ledger.meant(&source, &cohort_id)?,
-                ))
+                let Some(cohorts) = ledger.meant(&source, &cohort_id)? else {
+                    return Ok(None);
+                };
+                let mut followed = Vec::new();
+                for cohort in cohorts {
+                    for destination in 0..ledger.destinations.len() {
+                        if ledger.following(destination, cohort)?.hears() {
+                            followed.push((destination, cohort));
+                        }
+                    }
+                }
+                Ok(Some(followed))
             })
             .await?;
-        let Some(cohorts) = cohorts else {
+        let Some(followed) = followed else {
             return Ok(None);
         };
         let mut people = 0;
-        for cohort in cohorts {
-            for destination in 0..destinations {
-                people += self.resync_cohort(destination, cohort, now).await?;
-            }
+        for (destination, cohort) in followed {
+            people += self.resync_cohort(destination, cohort, now).await?;
         }
         Ok(Some(people))
     }

@@ -165,15 +165,15 @@ fn deliveries(connection: &Connection, inside: &Inside) -> Result<Vec<DeliveryVi
                 (SELECT min(since_seconds) * 1000 FROM backlog WHERE destination = d.id AND trait IN own),
                 (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait IN own),
                 (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait IN own AND wanted = 1),
-                coalesce((SELECT value FROM meta WHERE key = 'brought_up:' || d.name), 0)
-         FROM destination d ORDER BY id",
+                r.state = 2, r.since
+         FROM route r JOIN destination d ON d.id = r.destination WHERE r.cohort = ?2 AND r.state IN (1, 2) ORDER BY d.id",
     )?;
     let views = statement
-        .query_map([&inside.traits], |row| {
+        .query_map(params![inside.traits, inside.cohort], |row| {
             let joining: u64 = row.get(2)?;
             let dead_members: u64 = row.get(5)?;
             let oldest_pending_at: Option<Millis> = row.get(3)?;
-            let brought_up_at: Millis = row.get(6)?;
+            let (is_brought_up, brought_up_at): (bool, Millis) = (row.get(6)?, row.get(7)?);
             Ok(DeliveryView {
                 name: DestinationName::from(row.get::<_, String>(0)?.as_str()),
                 written: inside
@@ -185,7 +185,8 @@ fn deliveries(connection: &Connection, inside: &Inside) -> Result<Vec<DeliveryVi
                 oldest_pending_at,
                 // The age of what is pending is counted in whole seconds.
                 ready: inside.first_applied_at.is_some_and(|applied_at| {
-                    oldest_pending_at.is_none_or(|oldest| oldest > applied_at.max(brought_up_at))
+                    let since = applied_at.max(brought_up_at);
+                    is_brought_up && oldest_pending_at.is_none_or(|oldest| oldest > since)
                 }),
             })
         })?
@@ -200,7 +201,7 @@ pub fn member(
     settled: impl Fn(&str, bool) -> Target,
 ) -> Result<Vec<MembershipView>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT c.trait, c.source, c.cohort_id, t.key, max(m.standing = 1), max(m.standing > 0)
+        "SELECT c.trait, c.source, c.cohort_id, t.key, max(m.standing = 1), max(m.standing > 0), c.id
          FROM cohort c JOIN trait t ON t.id = c.trait JOIN member m ON m.cohort = c.id AND m.identifier = ?1
          GROUP BY c.id ORDER BY c.source, c.cohort_id",
     )?;
@@ -213,13 +214,14 @@ pub fn member(
                 member: row.get(4)?,
                 destinations: Vec::new(),
             };
-            Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(5)?, view))
+            let of_trait = (row.get::<_, i64>(0)?, row.get::<_, i64>(6)?);
+            Ok((of_trait, row.get::<_, bool>(5)?, view))
         })?
         .collect::<Result<Vec<_>, _>>()?;
     memberships
         .into_iter()
-        .map(|(number, is_wanted, view)| {
-            let destinations = membership_deliveries(connection, number, identifier, |name| {
+        .map(|(of_trait, is_wanted, view)| {
+            let destinations = membership_deliveries(connection, of_trait, identifier, |name| {
                 settled(name, is_wanted)
             })?;
             Ok(MembershipView {
@@ -232,19 +234,22 @@ pub fn member(
 
 fn membership_deliveries(
     connection: &Connection,
-    number: i64,
+    (number, cohort): (i64, i64),
     identifier: &str,
     settled: impl Fn(&str) -> Target,
 ) -> Result<Vec<MembershipDelivery>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT d.name, p.identifier IS NOT NULL, p.told, p.error, l.error
-         FROM destination d
+        "SELECT d.name, p.identifier IS NOT NULL, p.told, p.error, l.error,
+                r.state = 1 AND ?2 > coalesce(r.walked_through, '')
+         FROM route r JOIN destination d ON d.id = r.destination
          LEFT JOIN pending p ON p.destination = d.id AND p.identifier = ?2 AND p.trait = ?1
          LEFT JOIN dead_letter l ON l.destination = d.id AND l.identifier = ?2 AND l.trait = ?1
+         WHERE r.cohort = ?3 AND r.state IN (1, 2)
          ORDER BY d.id",
     )?;
     let views = statement
-        .query_map(params![number, identifier], |row| {
+        .query_map(params![number, identifier, cohort], |row| {
+            let is_yet_to_come: bool = row.get(5)?;
             let name: String = row.get(0)?;
             let is_pending: bool = row.get(1)?;
             let dead_because: Option<String> = row.get(4)?;
@@ -254,6 +259,8 @@ fn membership_deliveries(
                 (true, _) if told == Told::Known(settled(&name)) => (DeliveryState::Written, told),
                 (true, _) => (DeliveryState::Pending, told),
                 (false, Some(_)) => (DeliveryState::Dead, Told::Unknown),
+                // The destination is being brought up, and the walk has not come here.
+                (false, None) if is_yet_to_come => (DeliveryState::Pending, Told::Unknown),
                 (false, None) => (DeliveryState::Written, Told::Known(settled(&name))),
             };
             Ok(MembershipDelivery {

@@ -75,6 +75,7 @@ mod tests {
     use crate::cohort::Action;
     use crate::mixpanel::{IdentifierRules, Page};
     use crate::roster::Roster;
+    use crate::route::Routes;
 
     fn refused(session: &str) -> InboxPage {
         let page = Page {
@@ -106,7 +107,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut connection = connect(&folder.path().join("ledger.db")).unwrap();
         migrate(&mut connection).unwrap();
-        let mut ledger = Ledger::new(connection, Vec::new(), Vec::new()).unwrap();
+        let mut ledger =
+            Ledger::new(connection, Vec::new(), Vec::new(), Routes::default()).unwrap();
         let refusals = Refusals::default();
         let transaction = |ledger: &mut Ledger, end: &str| {
             ledger.connection.execute_batch("BEGIN").unwrap();

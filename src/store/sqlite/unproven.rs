@@ -4,10 +4,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::ledger::Ledger;
 use super::pending::Tally;
+use super::routes::Following;
 use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, Target, Wanted};
-use crate::store::{StoreError, TraitRef};
+use crate::store::{CohortRef, StoreError, TraitRef};
 use crate::unproven::Unproven;
 
 /// Rows that one transaction forgets: their pages are some megabytes at most.
@@ -160,7 +161,16 @@ impl Ledger {
             // Whoever tries it again knows that anything is possible.
             return Ok(false);
         }
-        let wanted = match (self.wanted_of(identifier, number)?, target) {
+        let following = self.following_trait(destination, number)?;
+        let wanted = match following {
+            Following::Beginning | Following::Always => self.wanted_of(identifier, number)?,
+            // What was told of it was a former cohort's.
+            Following::Never => None,
+            // It may stay as it is, but where somebody was erased.
+            Following::NoLonger if target != Target::Absent => return Ok(false),
+            Following::NoLonger => None,
+        };
+        let wanted = match (wanted, target) {
             (Some(wanted), _) => wanted,
             // The cohort forgot its leavers, or the trait is no longer its own: it left all the same.
             (None, Target::False) => Wanted::Left,
@@ -176,6 +186,24 @@ impl Ledger {
         }
         self.assert_again(destination, identifier, number, wanted, now, tally)?;
         Ok(true)
+    }
+
+    /// What the trait's cohort is to a destination.
+    fn following_trait(
+        &self,
+        destination: usize,
+        number: TraitRef,
+    ) -> Result<Following, StoreError> {
+        let cohort: Option<i64> = self
+            .connection
+            .prepare_cached("SELECT cohort FROM trait WHERE id = ?1")?
+            .query_row([number.0], |row| row.get(0))
+            .optional()?
+            .flatten();
+        match cohort {
+            Some(cohort) => self.following(destination, CohortRef(cohort)),
+            None => Ok(Following::Never),
+        }
     }
 
     /// What the trait's cohort wants of somebody; `None` where it has none or knows nothing of them.

@@ -120,6 +120,7 @@ pub async fn spawn_app(stand_in: StandIn, change: impl FnOnce(&mut Setup)) -> Se
         database: Database::Sqlite(folder.path().join("ledger.db")),
         sources: sources.map(Arc::new).collect(),
         destinations: vec![Arc::new(setup.destination)],
+        routes: Default::default(),
         max_connections: setup.max_connections,
         max_body_bytes: setup.max_body_bytes,
         shutdown_grace: Duration::from_secs(5),

@@ -70,7 +70,7 @@ pub struct CohortReply {
     pub set_aside: BTreeMap<String, u64>,
     /// Runs of differences, by what became of them.
     pub runs: RunsReply,
-    /// What each destination knows of it.
+    /// What each destination that it goes to knows of it; empty where no route leads it anywhere.
     pub destinations: Vec<DeliveryReply>,
 }
 
