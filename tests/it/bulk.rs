@@ -324,8 +324,28 @@ async fn an_outage_is_not_hammered_and_is_nobodys_fault() {
     assert_all(&service, &everybody, "c", Some(true));
     assert_eq!(service.dead_letters().await, [] as [Value; 0]);
     let calls = record.calls();
-    assert_eq!(calls[0].len(), 1, "the first call is a probe");
+    // A probe, and then no more at once than it can have proved to be borne.
+    let sizes: Vec<_> = calls.iter().map(Vec::len).collect();
+    assert_eq!(sizes[0], 1, "{sizes:?}");
+    assert!(sizes[1] <= 2 && sizes[2] <= 4, "{sizes:?}");
     assert!(calls.len() < 60, "{} calls", calls.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_busy_is_given_less_at_a_time() {
+    let service = spawn_bulk_with(|destination| destination.max_in_flight = 1).await;
+    let everybody = people("p", 300);
+    let met = Mutex::new(false);
+    let record = recorded(&service, move |_| {
+        let is_first = !std::mem::replace(&mut *met.lock().unwrap(), true);
+        is_first.then(|| Fault::status(503))
+    });
+    send_all(&service, "c", &everybody).await;
+    service.settled_in_time().await;
+    assert_all(&service, &everybody, "c", Some(true));
+    let sizes: Vec<_> = record.calls().iter().map(Vec::len).collect();
+    assert!(sizes[0] > 50 && sizes[1] <= 50, "{sizes:?}");
+    assert_eq!(service.dead_letters().await, [] as [Value; 0]);
 }
 
 /// A part of a call that was given up may have been written: a row of it that is wanted as it was
