@@ -16,7 +16,7 @@ use support::*;
 const MEMBERS_A_PAGE: usize = 1_000;
 
 /// Identities that dispatch claims in one transaction at full speed.
-const CLAIMS: usize = 512;
+const CLAIMS: usize = 256;
 
 /// Sends one session over 8 connections; how long it took.
 fn send_all(service: &Service, session: &str, pages: usize, ids: Ids) -> Duration {

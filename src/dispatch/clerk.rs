@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::depth::STALE_AFTER;
+use super::depth::{BATCH, STALE_AFTER};
 use super::{AFTER_FAILURE, Desk, Dispatch, SETTLE_AT, given_back};
 use crate::clock::{Millis, millis};
 use crate::store::{Claims, Settlement};
@@ -263,7 +263,8 @@ impl Clerk {
         } else if self.found_all {
             desk.depth.ran_dry();
         }
-        desk.depth.wanted(now) - desk.waiting.len()
+        let wanted = desk.depth.wanted(now);
+        wanted.saturating_sub(desk.waiting.len()).min(BATCH)
     }
 
     fn is_sweeping(&mut self, now: Millis) -> bool {

@@ -9,9 +9,12 @@ use crate::clock::Millis;
 use crate::config::Kind;
 use crate::flagsmith::MAX_ROWS;
 
-/// Identities claimed ahead, at most: some tens of milliseconds of work at full speed, and few enough
-/// that a transaction of the ledger stays short.
-pub(super) const MOST: usize = 1_024;
+/// Identities claimed ahead, at most: some tens of milliseconds of work at full speed.
+const MOST: usize = 1_024;
+
+/// Identities claimed in one transaction at most: with more it would take longer than the 5 ms that
+/// pages may have to wait for, with fewer there would be more of them than disks like to sync.
+pub(super) const BATCH: usize = 256;
 
 /// Identities claimed ahead at least, however slowly calls end: the desk is filled up at half of it,
 /// and a batch of one would never look at what is new. In bulk, calls' worth of them.
