@@ -2,6 +2,7 @@
 
 use rusqlite::params;
 
+use super::express::FEW;
 use super::ledger::{Ledger, wanted_from};
 use super::pending::{Late, Tally};
 use crate::clock::Millis;
@@ -60,6 +61,8 @@ impl Ledger {
         now: Millis,
     ) -> Result<usize, StoreError> {
         let letters = self.take_dead_letters(filter, limit, now)?;
+        // Somebody looks on.
+        let express_at = (letters.len() <= FEW).then_some(now);
         for letter in &letters {
             self.insert_pending(
                 letter.destination,
@@ -69,7 +72,7 @@ impl Ledger {
                 Told::Unknown,
                 letter.late,
                 now,
-                None,
+                express_at,
             )?;
             let mut tally = Tally::new(letter.destination);
             tally.add(letter.number, letter.wanted, now, 1);

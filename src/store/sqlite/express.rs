@@ -6,7 +6,8 @@
 //! - every removal: that somebody keeps what was taken away weighs more than that somebody waits;
 //! - joins, while less than [`OWN_BACKLOG`] of the trait are pending, and after that those of a small
 //!   change;
-//! - whatever was to be tried again or looked at again at a certain time.
+//! - whatever was to be tried again or looked at again at a certain time;
+//! - a few dead letters that somebody wants retried.
 //!
 //! A first sync of millions stays out of it but for its beginning, and so pays for no index. Up to
 //! three of four identities of a batch come from the lane: the traits take turns, so that a large
@@ -42,7 +43,7 @@ const SMALL_SESSION_PAGES: usize = 8;
 
 /// Joins of a chunk at most that are few, however large their session: an unchanged cohort has hardly
 /// any, and one that is new has as many as the fold takes at once, which is this at least.
-const FEW: usize = 255;
+pub(super) const FEW: usize = 255;
 
 /// Joins that the lane of a trait holds at least before it takes no more.
 const LANE_HOLDS: usize = 2 * OWN_BACKLOG;

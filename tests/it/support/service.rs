@@ -219,6 +219,15 @@ impl Service {
             })
     }
 
+    /// Traits that the first destination was not told of, over all cohorts.
+    pub async fn pending(&self) -> u64 {
+        let cohorts = self.cohorts().await;
+        let pending = cohorts
+            .iter()
+            .filter_map(|cohort| cohort["destinations"][0]["pending"].as_u64());
+        pending.sum()
+    }
+
     pub async fn folded(&self) {
         eventually("every page folded", async || {
             self.is_folded().await.then_some(())
