@@ -84,6 +84,9 @@ pub struct ServeArgs {
     /// Allow a Flagsmith API URL without TLS outside private networks.
     #[arg(long)]
     pub allow_http: bool,
+    /// PEM file of certificate authorities that Flagsmith's certificate may be signed by, beside those of the machine.
+    #[arg(long, value_name = "PATH")]
+    pub ca_file: Option<String>,
     /// Which property of a member is its Flagsmith identifier; of several, separated by comma, the first usable one.
     #[arg(long, value_name = "NAMES")]
     pub identifier_property: Option<String>,
@@ -492,6 +495,7 @@ mod tests {
             "sdk",
         ),
         ("--allow-http", "", "COHORT_BRIDGE_ALLOW_HTTP", "false"),
+        ("--ca-file", "<PATH>", "COHORT_BRIDGE_CA_FILE", "none"),
         (
             "--identifier-property",
             "<NAMES>",

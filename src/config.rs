@@ -16,6 +16,7 @@ pub use self::client::{AdminEndpoint, ReplaySettings};
 pub use self::environment::Environment;
 pub use self::reader::{ConfigError, Fault};
 use crate::cohort::{DestinationName, OnLeave, SourceName};
+use crate::flagsmith::Authorities;
 use crate::guard::RemovalGuard;
 use crate::http::authenticate::Credentials;
 use crate::mixpanel::IdentifierRules;
@@ -95,6 +96,8 @@ pub struct Destination {
     pub name: DestinationName,
     /// Base of the SDK API, ending in a slash, such as `https://edge.api.flagsmith.com/api/v1/`.
     pub api_url: Url,
+    /// Authorities that may have signed its certificate, beside those of the machine.
+    pub authorities: Option<Authorities>,
     /// Sent as `X-Environment-Key`.
     pub environment_key: SecretString,
     /// By which of Flagsmith's endpoints traits are written.

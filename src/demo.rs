@@ -140,6 +140,7 @@ fn settings(folder: &Path, standin: &StandIn, pair: &str) -> anyhow::Result<Sett
     let destination = Destination {
         name: DestinationName::from("stand-in"),
         api_url: standin.url().parse()?,
+        authorities: None,
         environment_key: SecretString::from(Environment::default().server_key),
         kind: Kind::Sdk,
         on_leave: OnLeave::False,

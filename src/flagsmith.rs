@@ -19,12 +19,14 @@ use crate::cohort::{DestinationName, Target};
 use crate::config::{BlankEcho, Destination, Kind};
 use crate::meter::Meter;
 
+mod authorities;
 mod bulk;
 mod disposition;
 mod echo;
 mod storage;
 mod transport;
 
+pub use authorities::Authorities;
 pub use bulk::{BulkAnswer, BulkVerdict, Group, MAX_ROWS};
 use disposition::{Answer, Trouble};
 pub use disposition::{Disposition, MAX_RETRY_AFTER, Scope};
@@ -103,6 +105,10 @@ pub struct Limits {
     /// one: measured under load, a hundred take 0.8 s and a thousand 10 s; a stall of 8 s and a
     /// queue of such calls come on top, and giving up early leaves every row in doubt.
     pub bulk_timeout: Duration,
+    /// How long an HTTP/2 connection with calls under way may be silent before it is asked whether
+    /// it is still there, and how long the answer to that may take. Flagsmith's stalls are no such
+    /// silence: whoever holds the connection answers that.
+    pub http2_silence: Duration,
     /// Bytes of an answer that are read. Every answer carries the environment's flags: 400 flags
     /// (Edge's limit) with values of 20,000 characters (the limit of one) make 8 MB.
     pub max_answer_bytes: usize,
@@ -114,6 +120,7 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(5),
             call_timeout: Duration::from_secs(30),
             bulk_timeout: Duration::from_secs(60),
+            http2_silence: Duration::from_secs(5),
             max_answer_bytes: 16 * 1024 * 1024,
         }
     }
@@ -173,11 +180,17 @@ impl Flagsmith {
             .timeout(limits.call_timeout)
             .pool_max_idle_per_host(destination.max_in_flight)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .tcp_nodelay(true);
+            .tcp_nodelay(true)
+            // Over HTTP/2 all calls share a connection: one that is dead must be noticed, or each
+            // call would wait for its time limit on it.
+            .http2_keep_alive_interval(limits.http2_silence)
+            .http2_keep_alive_timeout(limits.http2_silence);
         if base.scheme() == "http" {
             // Without TLS there is nothing to load root certificates for, and images without any
             // must still work.
             builder = builder.tls_certs_only(std::iter::empty());
+        } else if let Some(authorities) = &destination.authorities {
+            builder = builder.tls_certs_merge(authorities.certificates());
         }
         if is_loopback(base) {
             builder = builder.no_proxy();
@@ -351,6 +364,7 @@ mod tests {
         Destination {
             name: "default".into(),
             api_url: url.parse().unwrap(),
+            authorities: None,
             environment_key: key.into(),
             kind: Kind::Sdk,
             on_leave: OnLeave::False,

@@ -57,7 +57,11 @@ impl<'r, 'e, 't> Layers<'r, 'e, 't> {
         }
         let for_all = self.reader.value(setting, flag, &parse);
         match &mut self.place {
-            Place::Table { table, faults, .. } => match table.setting(setting, faults, parse)? {
+            Place::Table {
+                table,
+                faults,
+                folder,
+            } => match table.setting(setting, folder, faults, parse)? {
                 Some(own) => Ok(own),
                 None => for_all,
             },
@@ -82,7 +86,7 @@ impl<'r, 'e, 't> Layers<'r, 'e, 't> {
         };
         if setting.exposure != Exposure::Secret {
             let for_all = self.reader.optional(setting, flag, &parse);
-            return match table.setting(setting, faults, parse)? {
+            return match table.setting(setting, folder, faults, parse)? {
                 Some(own) => Ok(Some(own)),
                 None => for_all,
             };

@@ -3,13 +3,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::Database;
+use super::reader::read_text;
+use crate::flagsmith::Authorities;
+
+/// Bytes of a file of certificates at most: a machine's own bundle has a quarter of that.
+const MAX_CA_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Characters of a name that stands in paths and metrics: as many as a DNS label, room for any
 /// environment's name.
@@ -217,6 +222,12 @@ fn is_near_ip(ip: IpAddr) -> bool {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
+}
+
+/// The certificate authorities in the file of that path.
+pub(super) fn authorities(path: &str) -> Result<Authorities, String> {
+    let pem = read_text(Path::new(path), MAX_CA_FILE_BYTES)?;
+    Authorities::parse(&pem)
 }
 
 /// A secret that goes into an HTTP header as it is.

@@ -168,6 +168,11 @@ pub(super) fn read_destination(
         args.flagsmith_api_url.as_deref(),
         parse::flagsmith_url(allow_http.unwrap_or(true)),
     );
+    let authorities = reader.optional(
+        &setting::CA_FILE,
+        args.ca_file.as_deref(),
+        parse::authorities,
+    );
     let environment_key = reader.value(
         &setting::FLAGSMITH_ENVIRONMENT_KEY,
         exposed(&args.flagsmith_environment_key),
@@ -253,6 +258,7 @@ pub(super) fn read_destination(
     Ok(Destination {
         name: name?.as_str().into(),
         api_url: api_url?,
+        authorities: authorities?,
         environment_key: environment_key?,
         kind: kind?,
         on_leave: on_leave?,
@@ -454,7 +460,7 @@ const ROWS: &[Row] = &[
 
     #[test]
     fn every_setting_is_in_the_table_or_in_a_test_of_its_own() {
-        let own = [setting::ALLOW_HTTP, setting::CONFIG];
+        let own = [setting::ALLOW_HTTP, setting::CA_FILE, setting::CONFIG];
         let tested: Vec<&str> = ROWS
             .iter()
             .map(|row| &row.setting)

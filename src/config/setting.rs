@@ -11,6 +11,8 @@ pub struct Setting {
     pub fallback: Fallback,
     /// How its value is treated.
     pub exposure: Exposure,
+    /// Whether it names a file: in the settings file a relative path begins in that file's folder.
+    pub names_file: bool,
 }
 
 /// What holds where a setting is not given.
@@ -45,11 +47,17 @@ impl Setting {
             variable,
             fallback,
             exposure: Exposure::Plain,
+            names_file: false,
         }
     }
 
     const fn url(mut self) -> Self {
         self.exposure = Exposure::Url;
+        self
+    }
+
+    const fn path(mut self) -> Self {
+        self.names_file = true;
         self
     }
 
@@ -145,6 +153,7 @@ pub(crate) const FLAGSMITH_KIND: Setting = Setting::new(
 );
 pub(crate) const ALLOW_HTTP: Setting =
     Setting::new("--allow-http", "COHORT_BRIDGE_ALLOW_HTTP", Value("false"));
+pub(crate) const CA_FILE: Setting = Setting::new("--ca-file", "COHORT_BRIDGE_CA_FILE", NONE).path();
 pub(crate) const IDENTIFIER_PROPERTY: Setting = Setting::new(
     "--identifier-property",
     "COHORT_BRIDGE_IDENTIFIER_PROPERTY",
@@ -241,6 +250,7 @@ pub const SERVE: &[Setting] = &[
     FLAGSMITH_ENVIRONMENT_KEY,
     FLAGSMITH_KIND,
     ALLOW_HTTP,
+    CA_FILE,
     IDENTIFIER_PROPERTY,
     TRAIT_KEY,
     ANONYMOUS,

@@ -15,6 +15,8 @@ use cohort_bridge::route::Routed;
 use serde_json::Value;
 use utoipa::OpenApi;
 
+use crate::support::front::Authority;
+
 fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -350,6 +352,8 @@ fn settings_file(text: &str) -> Settings {
     ] {
         std::fs::write(folder.path().join(name), secret).unwrap();
     }
+    let authority = Authority::new().pem();
+    std::fs::write(folder.path().join("flagsmith-ca.pem"), authority).unwrap();
     let path = folder.path().join("settings.toml");
     std::fs::write(&path, text).unwrap();
     let path = path.to_str().unwrap().to_owned();

@@ -30,5 +30,6 @@ mod simulation;
 mod simulation_over_http;
 mod support;
 mod trait_keys;
+mod transport;
 mod truth;
 mod upgrade;

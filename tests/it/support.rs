@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bridge;
+pub mod front;
 pub mod ledger;
 pub mod pages;
 pub mod process;
@@ -90,6 +91,7 @@ pub fn destination(url: &str, key: &str) -> Destination {
     Destination {
         name: "default".into(),
         api_url: url.parse().unwrap(),
+        authorities: None,
         environment_key: key.into(),
         kind: Kind::Sdk,
         on_leave: OnLeave::False,

@@ -154,10 +154,11 @@ impl<'t> Table<'t> {
     }
 
     /// A setting that is no secret, written as its flag would be; numbers and truth values may
-    /// stand without quotes.
+    /// stand without quotes; a relative path begins in `folder`.
     pub(in crate::config) fn setting<T>(
         &mut self,
         setting: &Setting,
+        folder: &Path,
         faults: &mut Faults<'_>,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<Option<T>, Faulted> {
@@ -180,6 +181,10 @@ impl<'t> Table<'t> {
                 faults.note(span.start, message);
                 return Err(Faulted);
             }
+        };
+        let text = match folder.join(&text).to_str() {
+            Some(path) if setting.names_file => path.to_owned(),
+            _ => text,
         };
         let text = Spanned::new(span, text);
         parsed(&key, &text, setting.exposure, faults, parse).map(|value| Some(value.into_inner()))
