@@ -14,7 +14,7 @@ use crate::support::pages;
 use crate::support::routed::{LATE_MS, Routed, dead, route};
 
 /// Until the last call of a route that was taken away can have landed.
-const LONG_AFTER: Duration = Duration::from_millis(LATE_MS as u64 + 60_000);
+const LONG_AFTER: Duration = Duration::from_millis(LATE_MS as u64 + 120_000);
 
 fn to(destinations: &[&str]) -> Routes {
     Routes::of(vec![route(None, destinations)])

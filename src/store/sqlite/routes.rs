@@ -26,8 +26,8 @@ const ENDING: i64 = 3;
 const ENDED: i64 = 4;
 
 /// Milliseconds that a call may still be under way when its cohort is no longer followed, with room:
-/// its time limit is 30 s.
-const CALL_MS: Millis = 60_000;
+/// the longest time limit is 60 s.
+const CALL_MS: Millis = 120_000;
 
 /// Rows of `pending` that one piece looks at while cohorts are forgotten.
 const ROWS_A_PIECE: usize = 8_192;
