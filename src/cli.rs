@@ -123,6 +123,9 @@ pub struct ServeArgs {
     /// Calls a second to a destination at most; a fraction allows fewer than one.
     #[arg(long, value_name = "RATE")]
     pub max_calls_per_second: Option<String>,
+    /// Calls to a destination a calendar month (UTC) at most; delivery halts before it makes more.
+    #[arg(long, value_name = "CALLS")]
+    pub call_budget: Option<String>,
     /// Size of a webhook's body at most, from 64KiB to 1GiB.
     #[arg(long, value_name = "SIZE")]
     pub max_body_size: Option<String>,
@@ -561,6 +564,12 @@ mod tests {
             "--max-calls-per-second",
             "<RATE>",
             "COHORT_BRIDGE_MAX_CALLS_PER_SECOND",
+            "none",
+        ),
+        (
+            "--call-budget",
+            "<CALLS>",
+            "COHORT_BRIDGE_CALL_BUDGET",
             "none",
         ),
         (

@@ -112,6 +112,8 @@ pub struct Destination {
     pub max_in_flight: usize,
     /// Calls a second at most; without it as many as the destination answers.
     pub max_calls_per_second: Option<f64>,
+    /// Calls a calendar month (UTC) at most; without it as many as there is reason for.
+    pub call_budget: Option<u64>,
     /// How long after a time-out Flagsmith may still apply the write.
     pub late_write_window: Duration,
     /// How often the canary proves that a written trait stays.

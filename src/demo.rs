@@ -148,6 +148,7 @@ fn settings(folder: &Path, standin: &StandIn, pair: &str) -> anyhow::Result<Sett
         linger: Duration::from_millis(200),
         max_in_flight: 16,
         max_calls_per_second: None,
+        call_budget: None,
         late_write_window: Duration::from_secs(60),
         canary_interval: Duration::from_secs(15 * 60),
     };

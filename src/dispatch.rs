@@ -21,7 +21,7 @@ use crate::config::{Destination, Kind};
 use crate::flagsmith::Flagsmith;
 use crate::gate::{Gate, Signal};
 use crate::logging::IdentifierHash;
-use crate::meter::Meter;
+use crate::meter::{Allowance, Meter};
 use crate::metrics::DestinationMetrics;
 use crate::pace::Pace;
 use crate::status::{DestinationHealth, DestinationState};
@@ -31,6 +31,7 @@ mod bulk;
 mod call;
 mod canary;
 mod clerk;
+mod count;
 mod depth;
 mod split;
 
@@ -158,10 +159,12 @@ impl Dispatch {
             metrics,
             hash,
         } = parts;
-        let meter = Arc::new(Meter::new(
-            Arc::clone(&clock),
-            destination.max_calls_per_second,
-        ));
+        let allowance = Allowance {
+            per_second: destination.max_calls_per_second,
+            per_month: destination.call_budget,
+        };
+        let meter = Arc::new(Meter::new(Arc::clone(&clock), allowance));
+        health.set_meter(Arc::clone(&meter));
         let client = client.metered_by(Arc::clone(&meter));
         let pace = Pace::new(destination.max_in_flight);
         health.set_in_flight_limit(pace.limit());
@@ -208,6 +211,10 @@ impl Dispatch {
     /// Delivers until `stop`; then finishes the calls under way and gives back the rest. `changes`
     /// says that the ledger changed.
     pub async fn run(self: Arc<Self>, changes: watch::Receiver<()>, stop: CancellationToken) {
+        self.open_the_count(&stop).await;
+        let no_more_calls = CancellationToken::new();
+        let mut count = JoinSet::new();
+        count.spawn(Arc::clone(&self).keep_the_count(no_more_calls.clone()));
         let mut callers = JoinSet::new();
         for _ in 0..self.destination.max_in_flight {
             let caller = Arc::clone(&self);
@@ -225,6 +232,9 @@ impl Dispatch {
         while callers.join_next().await.is_some() {}
         // Its call, if one is under way, changes nothing that is waited for.
         canary.abort_all();
+        no_more_calls.cancel();
+        count.join_next().await;
+        self.close_the_count().await;
         self.settle_the_rest().await;
     }
 

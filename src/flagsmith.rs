@@ -372,6 +372,7 @@ mod tests {
             linger: Duration::ZERO,
             max_in_flight: 1,
             max_calls_per_second: None,
+            call_budget: None,
             late_write_window: Duration::ZERO,
             canary_interval: Duration::ZERO,
         }

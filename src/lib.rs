@@ -22,6 +22,7 @@
 
 pub mod app;
 pub mod backoff;
+pub mod calls;
 pub mod canary;
 pub mod check;
 pub mod cli;
@@ -40,6 +41,7 @@ pub mod logging;
 pub mod meter;
 pub mod metrics;
 pub mod mixpanel;
+pub mod month;
 pub mod number;
 pub mod operator;
 pub mod pace;

@@ -124,6 +124,8 @@ struct Gauges {
     held_removals: IntGaugeVec,
     cohort_runs: IntGaugeVec,
     destination_halted: IntGaugeVec,
+    calls_this_month: IntGaugeVec,
+    call_budget: IntGaugeVec,
     inbox_pages: IntGauge,
     resident_memory_bytes: IntGauge,
 }
@@ -207,6 +209,16 @@ impl Metrics {
                 destination_halted: register.int_gauges(
                     "cohort_bridge_destination_halted",
                     "1 while the destination waits to be mended, else 0.",
+                    &["destination"],
+                )?,
+                calls_this_month: register.int_gauges(
+                    "cohort_bridge_calls_this_month",
+                    "Calls to Flagsmith in this calendar month (UTC).",
+                    &["destination"],
+                )?,
+                call_budget: register.int_gauges(
+                    "cohort_bridge_call_budget",
+                    "Calls to Flagsmith that a calendar month allows; nothing where there is no budget.",
                     &["destination"],
                 )?,
                 inbox_pages: register.int_gauge(
@@ -308,12 +320,24 @@ impl Gauges {
         self.held_removals.reset();
         self.cohort_runs.reset();
         self.destination_halted.reset();
+        self.calls_this_month.reset();
+        self.call_budget.reset();
         for destination in &snapshot.destinations {
             let label = [&*destination.name.0];
             let halted = matches!(destination.state, DestinationState::Halted { .. });
             self.destination_halted
                 .with_label_values(&label)
                 .set(i64::from(halted));
+            if let Some(calls) = destination.calls {
+                self.calls_this_month
+                    .with_label_values(&label)
+                    .set(gauge(calls.made));
+                if let Some(budget) = calls.budget {
+                    self.call_budget
+                        .with_label_values(&label)
+                        .set(gauge(budget));
+                }
+            }
             if snapshot.cohorts.is_err() {
                 continue;
             }
@@ -380,7 +404,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::calls::CallsView;
     use crate::http::stub_store::{cohort, troubled_cohort};
+    use crate::month::Month;
     use crate::status::DestinationStatus;
 
     fn snapshot() -> StatusSnapshot {
@@ -395,6 +421,12 @@ mod tests {
                 },
                 in_flight: 0,
                 in_flight_limit: 64,
+                calls: Some(CallsView {
+                    month: Month::of(100_000),
+                    made: 42,
+                    budget: Some(1_000),
+                    since: 0,
+                }),
             }],
             cohorts: Ok(vec![troubled_cohort("7"), cohort("8")]),
         }
@@ -437,6 +469,8 @@ mod tests {
             r#"cohort_bridge_cohort_runs{cohort_id="7",outcome="dropped",source="default"} 2"#,
             r#"cohort_bridge_cohort_runs{cohort_id="7",outcome="undone",source="default"} 1"#,
             r#"cohort_bridge_destination_halted{destination="production"} 1"#,
+            r#"cohort_bridge_calls_this_month{destination="production"} 42"#,
+            r#"cohort_bridge_call_budget{destination="production"} 1000"#,
             "cohort_bridge_inbox_pages 3",
             concat!(
                 "cohort_bridge_build_info{version=\"",

@@ -2,7 +2,8 @@
 
 use crate::clock::Millis;
 
-const MS_PER_DAY: i64 = 86_400_000;
+/// Milliseconds of a day.
+pub(crate) const MS_PER_DAY: i64 = 86_400_000;
 /// 0000-01-01T00:00:00.000Z, the first time RFC 3339 can write.
 const FIRST_MS: Millis = -62_167_219_200_000;
 /// 9999-12-31T23:59:59.999Z, the last time RFC 3339 can write.
@@ -25,7 +26,7 @@ pub fn utc(at: Millis) -> String {
 
 /// Year, month and day of a day counted from 1970-01-01, in the proleptic Gregorian calendar.
 /// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
+pub(crate) fn civil_from_days(days: i64) -> (i64, i64, i64) {
     // Years begin in March there, so that the leap day is a year's last.
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
@@ -38,6 +39,16 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let month = (month_from_march + 2) % 12 + 1;
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month, day)
+}
+
+/// The inverse of [`civil_from_days`], from the same source.
+pub(crate) fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    let year = year - i64::from(month <= 2);
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
 }
 
 #[cfg(test)]

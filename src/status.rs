@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
+use crate::calls::CallsView;
 use crate::clock::Millis;
 use crate::cohort::DestinationName;
+use crate::meter::Meter;
 use crate::number::Number;
 use crate::store::{CohortStanding, CohortView, DeliveryView, FullSyncReason};
 
@@ -156,12 +158,12 @@ impl DestinationState {
 }
 
 /// One destination's state: the dispatcher writes it, the admin listener reads it.
-#[derive(Debug)]
 pub struct DestinationHealth {
     name: DestinationName,
     state: Mutex<DestinationState>,
     in_flight: AtomicUsize,
     in_flight_limit: AtomicUsize,
+    meter: OnceLock<Arc<Meter>>,
 }
 
 impl DestinationHealth {
@@ -172,6 +174,7 @@ impl DestinationHealth {
             state: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             in_flight_limit: AtomicUsize::new(0),
+            meter: OnceLock::new(),
         }
     }
 
@@ -198,6 +201,12 @@ impl DestinationHealth {
         self.in_flight_limit.store(calls, Ordering::Relaxed);
     }
 
+    /// Says what its calls pass.
+    pub fn set_meter(&self, meter: Arc<Meter>) {
+        // Delivery to it begins once.
+        let _ = self.meter.set(meter);
+    }
+
     /// The state now.
     pub fn status(&self) -> DestinationStatus {
         DestinationStatus {
@@ -209,6 +218,7 @@ impl DestinationHealth {
                 .clone(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             in_flight_limit: self.in_flight_limit.load(Ordering::Relaxed),
+            calls: self.meter.get().map(|meter| meter.view()),
         }
     }
 }
@@ -224,6 +234,8 @@ pub struct DestinationStatus {
     pub in_flight: usize,
     /// Calls that the pace allows at once.
     pub in_flight_limit: usize,
+    /// The calls of this month; `None` before delivery began.
+    pub calls: Option<CallsView>,
 }
 
 /// Everything the metrics and the status page show, at one moment.
@@ -256,6 +268,13 @@ impl StatusSnapshot {
     /// The cohorts; none where the ledger could not be read.
     pub fn known_cohorts(&self) -> &[CohortView] {
         self.cohorts.as_deref().unwrap_or_default()
+    }
+
+    /// Calls to a destination by the end of the month, as far as can be told.
+    pub fn forecast(&self, destination: &DestinationStatus) -> Option<u64> {
+        self.cohorts.as_ref().ok()?;
+        let pending = self.outstanding(&destination.name).pending;
+        Some(destination.calls?.forecast(pending, self.now))
     }
 
     /// What is still to do for one destination.

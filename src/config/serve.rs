@@ -32,6 +32,9 @@ const MOST_CONNECTIONS: usize = 1_000_000;
 /// address.
 const MOST_IN_FLIGHT: usize = 10_000;
 
+/// Calls a month at most: more than any rate could make.
+const MOST_CALLS: usize = 1_000_000_000_000;
+
 /// Bytes of a body that must be let in: Mixpanel's page of 1,000 bare ids is about this.
 const LEAST_BODY_BYTES: usize = 64 * 1024;
 
@@ -209,6 +212,11 @@ pub(super) fn read_destination(
         args.max_calls_per_second.as_deref(),
         parse::rate("calls"),
     );
+    let call_budget = reader.optional(
+        &setting::CALL_BUDGET,
+        args.call_budget.as_deref(),
+        parse::count(1..=MOST_CALLS),
+    );
     let late_write_window = reader.value(
         &setting::LATE_WRITE_WINDOW,
         args.late_write_window.as_deref(),
@@ -266,6 +274,7 @@ pub(super) fn read_destination(
         linger: linger?,
         max_in_flight: max_in_flight?,
         max_calls_per_second: max_calls_per_second?,
+        call_budget: call_budget?.map(|calls| calls as u64),
         late_write_window: late_write_window?,
         canary_interval: canary_interval?,
     })
@@ -453,6 +462,7 @@ const ROWS: &[Row] = &[
     row(setting::LINGER, ["50ms", "0ms"], |s| format!("{:?}", s.destinations[0].linger), ["50ms", "0ns"], "50"),
     row(setting::MAX_IN_FLIGHT, ["1", "10000"], |s| s.destinations[0].max_in_flight.to_string(), ["1", "10000"], "0"),
     row(setting::MAX_CALLS_PER_SECOND, ["0.5", "100"], |s| format!("{:?}", s.destinations[0].max_calls_per_second), ["Some(0.5)", "Some(100.0)"], "0"),
+    row(setting::CALL_BUDGET, ["1", "1000000000000"], |s| format!("{:?}", s.destinations[0].call_budget), ["Some(1)", "Some(1000000000000)"], "1e6"),
     row(setting::MAX_BODY_SIZE, ["64KiB", "1GiB"], |s| s.max_body_bytes.to_string(), ["65536", "1073741824"], "65535"),
     row(setting::SHUTDOWN_GRACE, ["10m", "0s"], |s| format!("{:?}", s.shutdown_grace), ["600s", "0ns"], "601s"),
     row(setting::LOG_FORMAT, ["text", "json"], |s| format!("{:?}", s.log_format), ["Text", "Json"], "yaml"),

@@ -201,6 +201,8 @@ pub(crate) const MAX_CALLS_PER_SECOND: Setting = Setting::new(
     "COHORT_BRIDGE_MAX_CALLS_PER_SECOND",
     NONE,
 );
+pub(crate) const CALL_BUDGET: Setting =
+    Setting::new("--call-budget", "COHORT_BRIDGE_CALL_BUDGET", NONE);
 pub(crate) const MAX_BODY_SIZE: Setting = Setting::new(
     "--max-body-size",
     "COHORT_BRIDGE_MAX_BODY_SIZE",
@@ -263,6 +265,7 @@ pub const SERVE: &[Setting] = &[
     LINGER,
     MAX_IN_FLIGHT,
     MAX_CALLS_PER_SECOND,
+    CALL_BUDGET,
     MAX_BODY_SIZE,
     SHUTDOWN_GRACE,
     LOG_FORMAT,

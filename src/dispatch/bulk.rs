@@ -216,7 +216,7 @@ impl Dispatch {
         self.health.set_in_flight_limit(desk.pace.limit());
         let grew = desk.limit(now) > limit;
         self.put_down(&mut desk, settled);
-        self.tell_state(desk.gate.state());
+        self.tell_state(self.state(&desk.gate));
         let under_way = desk.calling;
         let next = (desk.gate.is_open() && !desk.closing).then(|| desk.pace.begun(under_way));
         let clerk_needed = desk.ended.len() >= SETTLE_AT

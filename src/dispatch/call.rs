@@ -78,10 +78,15 @@ impl Dispatch {
         if desk.calling >= desk.limit(self.clock.now()) || desk.waiting.is_empty() {
             return Next::Wait(None);
         }
-        if let Err(NotNow::Until(time)) = self.meter.promise() {
-            // One caller waits for the time; the others wait for that one.
-            let is_first = !std::mem::replace(&mut desk.is_timed, true);
-            return Next::Wait(is_first.then_some(time));
+        match self.meter.promise() {
+            Ok(()) => {}
+            Err(NotNow::Until(time)) => {
+                // One caller waits for the time; the others wait for that one.
+                let is_first = !std::mem::replace(&mut desk.is_timed, true);
+                return Next::Wait(is_first.then_some(time));
+            }
+            // Whoever keeps the count wakes all.
+            Err(NotNow::Ungranted) => return Next::Wait(None),
         }
         let waiting = desk.waiting.len();
         let Some(taken) = take(&mut desk) else {
@@ -121,7 +126,7 @@ impl Dispatch {
         self.health.set_in_flight_limit(desk.pace.limit());
         let grew = desk.limit(now) > limit;
         self.tell_dead(&claim, &outcome);
-        self.tell_state(desk.gate.state());
+        self.tell_state(self.state(&desk.gate));
         self.metrics
             .traits_settled(metric_of(&outcome, &desk.gate), traits);
         if let Outcome::Written { .. } = outcome {

@@ -158,7 +158,7 @@ impl Dispatch {
         }
         let mut desk = self.desk();
         desk.canary_succeeded();
-        self.tell_state(desk.gate.state());
+        self.tell_state(self.state(&desk.gate));
         drop(desk);
         self.news.notify_one();
         Ok(millis(self.destination.canary_interval))
@@ -201,7 +201,7 @@ impl Dispatch {
             canary: true,
         };
         desk.record(signal, self.clock.now());
-        self.tell_state(desk.gate.state());
+        self.tell_state(self.state(&desk.gate));
         drop(desk);
         self.news.notify_one();
     }

@@ -90,7 +90,16 @@ impl Dispatch {
             // The probe's time came while it lay there.
             self.work.notify_waiters();
         }
-        let limit = if probe {
+        let is_used_up = self.meter.used_up().is_some();
+        if is_used_up {
+            // Whatever is due then, delivery starts from the beginning.
+            desk.give_back_beyond(0);
+            clerk.sweep = Sweep::At(None);
+            clerk.next_due = None;
+        }
+        let limit = if is_used_up {
+            0
+        } else if probe {
             usize::from(may_call && desk.calling == 0 && desk.waiting.is_empty())
         } else {
             clerk.look_at(&mut desk, now);

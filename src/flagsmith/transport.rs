@@ -81,8 +81,10 @@ impl Flagsmith {
         *request.timeout_mut() = limit;
         // Bytes, never a stream: a chunked body is ignored under a 200.
         *request.body_mut() = body.map(|body| body.to_vec().into());
-        if let Some(meter) = &self.meter {
-            meter.pay();
+        if let Some(meter) = &self.meter
+            && !meter.pay().await
+        {
+            return Err(Broken::unpaid());
         }
         let begun = Instant::now();
         let mut status = None;
@@ -192,6 +194,19 @@ impl Broken {
                 error: chain(error),
             },
             before_any_answer: !unsent && !timed_out,
+        }
+    }
+
+    /// No call was made.
+    fn unpaid() -> Self {
+        Broken {
+            trouble: Trouble::Later {
+                scope: Scope::Destination,
+                retry_after: None,
+                may_land_late: false,
+                error: "the call budget of this month is used up".to_owned(),
+            },
+            before_any_answer: false,
         }
     }
 

@@ -27,8 +27,8 @@ pub use access::{AdminAccess, Operator};
 pub use error::AdminError;
 use openapi::{Interrupted, LedgerFailed, Refused};
 use views::{
-    DeadLetterOrder, DeadLettersReply, Dropped, ErrorReply, ForgetQuery, Forgotten, MemberReply,
-    Retried, StatusReply,
+    DeadLetterOrder, DeadLettersReply, DestinationReply, Dropped, ErrorReply, ForgetQuery,
+    Forgotten, MemberReply, Retried, StatusReply,
 };
 
 /// Dead letters one answer shows at most; the oldest come first, and `retry` and `drop` reach all.
@@ -125,14 +125,15 @@ pub async fn status_page(admin: web::Data<Admin>) -> HttpResponse {
 )]
 pub async fn status(admin: web::Data<Admin>) -> web::Json<StatusReply> {
     let ledger = admin.store.ready().await;
+    let snapshot = admin.snapshot().await;
     web::Json(StatusReply {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ledger: ledger.map_or_else(|error| error.to_string(), |()| "ok".to_owned()),
-        backlog: admin.health.backlog(),
-        destinations: admin
+        backlog: snapshot.backlog_pages,
+        destinations: snapshot
             .destinations
             .iter()
-            .map(|destination| destination.status().into())
+            .map(|destination| DestinationReply::of(destination, &snapshot))
             .collect(),
     })
 }
@@ -318,6 +319,7 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::http::configure_admin;
     use crate::http::stub_store::StubStore;
+    use crate::meter::{Allowance, Meter};
     use crate::status::DestinationState;
 
     pub(super) struct Desk {
@@ -335,6 +337,12 @@ mod tests {
             });
             destination.set_in_flight(2);
             destination.set_in_flight_limit(16);
+            let clock = Arc::new(ManualClock::at(100_000));
+            let allowance = Allowance {
+                per_month: Some(1_000),
+                ..Allowance::default()
+            };
+            destination.set_meter(Arc::new(Meter::new(clock, allowance)));
             let admin = web::Data::new(Admin {
                 store: store.clone(),
                 clock: Arc::new(ManualClock::at(100_000)),
@@ -480,7 +488,8 @@ mod tests {
             body,
             json!({"version": env!("CARGO_PKG_VERSION"), "ledger": "ok", "backlog": 0,
                 "destinations": [{"name": "production", "state": "halted",
-                    "reason": "wrong key", "in_flight": 2, "in_flight_limit": 16}]})
+                    "reason": "wrong key", "in_flight": 2, "in_flight_limit": 16,
+                    "calls": {"month": "1970-01", "made": 0, "budget": 1_000, "forecast": 5}}]})
         );
         desk.store.fail_with(Some(|| StoreError::Full));
         let (_, body) = desk.get("/api/v1/status").await;

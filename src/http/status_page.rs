@@ -5,6 +5,7 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
+use crate::calls::CallsView;
 use crate::clock::Millis;
 use crate::number::{Number, counted};
 use crate::status::{
@@ -196,6 +197,7 @@ fn destinations(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result
             ("Pending", "number"),
             ("Dead", "number"),
             ("Calls in flight", "number"),
+            ("Calls this month", "number"),
         ],
     )?;
     for destination in &snapshot.destinations {
@@ -210,6 +212,8 @@ fn destinations(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result
         )?;
         cell(f, "Dead", "number", &Dead(outstanding.dead))?;
         cell(f, "Calls in flight", "number", &InFlight(destination))?;
+        let month = Month(destination.calls, snapshot.forecast(destination));
+        cell(f, "Calls this month", "number", &month)?;
         row_ends(f)?;
     }
     table_ends(f)
@@ -292,6 +296,33 @@ impl Display for InFlight<'_> {
     }
 }
 
+/// The calls of a month, and how many they will be.
+struct Month(Option<CallsView>, Option<u64>);
+
+impl Display for Month {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Some(calls) = self.0 else {
+            return f.write_char('–');
+        };
+        Number(calls.made).fmt(f)?;
+        if let Some(budget) = calls.budget {
+            write!(f, " of {}", Number(budget))?;
+        }
+        let Some(forecast) = self.1 else {
+            return Ok(());
+        };
+        let class = match calls.budget {
+            Some(budget) if forecast > budget => "bad",
+            _ => "soft",
+        };
+        write!(
+            f,
+            " <span class=\"{class}\">forecast {}</span>",
+            Number(forecast)
+        )
+    }
+}
+
 struct Dead(u64);
 
 impl Display for Dead {
@@ -331,6 +362,12 @@ mod tests {
                 state,
                 in_flight: 1_234,
                 in_flight_limit: 2_048,
+                calls: Some(CallsView {
+                    month: crate::month::Month::of(100_000),
+                    made: 9_876,
+                    budget: Some(10_000),
+                    since: 0,
+                }),
             }],
             cohorts: Ok(cohorts),
         }
@@ -397,6 +434,8 @@ mod tests {
             "<code>mixpanel_cohort_7</code>",
             "1,234,567",
             "1,234 <span class=\"soft\">of 2,048</span>",
+            // Thirty more days like the first, and what is pending.
+            "9,876 of 10,000 <span class=\"bad\">forecast ",
             "oldest 1 min",
             "10 s ago",
             "full sync: 2 of 3 pages",

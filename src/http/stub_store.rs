@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
+use crate::calls::{CallOrder, CallsCounted};
 use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{Action, DestinationName, SourceName};
@@ -155,6 +156,15 @@ impl Store for StubStore {
 
     async fn assemble(&self, _: usize, _: Millis) -> Result<Assembled, StoreError> {
         unreachable!()
+    }
+
+    async fn count_calls(
+        &self,
+        _: &DestinationName,
+        _: CallOrder,
+        _: Millis,
+    ) -> Result<CallsCounted, StoreError> {
+        unreachable!("the handlers call nobody")
     }
 
     async fn waiting_pages(&self) -> Result<u64, StoreError> {

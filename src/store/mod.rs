@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::calls::{CallOrder, CallsCounted};
 use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{Action, DestinationName, Half, OnLeave, SourceName, Target, Told};
@@ -545,6 +546,15 @@ pub trait Store: Send + Sync + 'static {
     /// what is pending of one that goes there no longer is dropped. Returns whether there was
     /// anything to do.
     async fn follow_routes(&self, limit: usize, now: Millis) -> Result<bool, StoreError>;
+
+    /// Counts calls that were made to a destination, and leases as many as are wanted and the budget
+    /// allows; one durable transaction.
+    async fn count_calls(
+        &self,
+        destination: &DestinationName,
+        order: CallOrder,
+        now: Millis,
+    ) -> Result<CallsCounted, StoreError>;
 
     /// Where the log of what was counted as written stands: a mark for [`Store::proved`].
     async fn unproven_through(&self, destination: &DestinationName) -> Result<i64, StoreError>;

@@ -1,4 +1,5 @@
 //! The service from outside.
+mod budget;
 mod bulk;
 mod coalescing;
 mod contract;

@@ -110,6 +110,7 @@ const SETTINGS: &[(&str, &str, &str)] = &[
         "COHORT_BRIDGE_MAX_CALLS_PER_SECOND",
         "none",
     ),
+    ("--call-budget", "COHORT_BRIDGE_CALL_BUDGET", "none"),
     ("--max-body-size", "COHORT_BRIDGE_MAX_BODY_SIZE", "16MiB"),
     ("--shutdown-grace", "COHORT_BRIDGE_SHUTDOWN_GRACE", "25s"),
     ("--log-format", "COHORT_BRIDGE_LOG_FORMAT", "json"),

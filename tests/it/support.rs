@@ -99,6 +99,7 @@ pub fn destination(url: &str, key: &str) -> Destination {
         linger: Duration::ZERO,
         max_in_flight: 8,
         max_calls_per_second: None,
+        call_budget: None,
         late_write_window: Duration::from_secs(60),
         canary_interval: Duration::from_secs(900),
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use cohort_bridge::calls::Calls;
 use cohort_bridge::store::{DeadLetterFilter, Store};
 use rusqlite::{Connection, params};
 
@@ -161,6 +162,20 @@ async fn a_destination_that_was_being_brought_up_is_so_still() {
         .map(|cohort| (cohort.destinations[0].pending, cohort.destinations[0].dead))
         .collect();
     assert_eq!(pending, [(4, 0), (1, 0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_counted_from_then_on() {
+    let ledger = upgraded("long");
+    let mut calls = Calls::new(Some(1_000), START);
+    let order = calls.order(START).unwrap();
+    let counted = ledger
+        .store()
+        .count_calls(&"default".into(), order, START)
+        .await
+        .unwrap();
+    assert_eq!((counted.calls, counted.leased), (5, 5));
+    assert_eq!(counted.since, START);
 }
 
 #[tokio::test(flavor = "multi_thread")]

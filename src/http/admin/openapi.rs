@@ -391,6 +391,7 @@ mod tests {
             reason: None,
             in_flight: 0,
             in_flight_limit: 64,
+            calls: None,
         };
         for (name, value) in [
             ("CohortReply", json!(cohort(None))),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::rfc3339;
-use crate::status::DestinationStatus;
+use crate::status::{DestinationStatus, StatusSnapshot};
 use crate::store::{DeadLetter, DeliveryState, MembershipDelivery, MembershipView};
 
 mod cohort;
@@ -58,16 +58,42 @@ pub struct DestinationReply {
     pub in_flight: usize,
     /// Calls that may be under way at once: what the destination was found to bear.
     pub in_flight_limit: usize,
+    /// The calls of this month; null before delivery began.
+    #[schema(required)]
+    pub calls: Option<CallsReply>,
 }
 
-impl From<DestinationStatus> for DestinationReply {
-    fn from(status: DestinationStatus) -> Self {
+/// The calls of a calendar month (UTC): every HTTP request to Flagsmith.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CallsReply {
+    /// Which, such as `2026-11`.
+    pub month: String,
+    /// Calls made so far.
+    pub made: u64,
+    /// Calls allowed; null where there is no budget.
+    #[schema(required)]
+    pub budget: Option<u64>,
+    /// Calls by the end of the month: those made, as many a day as so far, and one for each pending
+    /// change; null where the ledger cannot be read.
+    #[schema(required)]
+    pub forecast: Option<u64>,
+}
+
+impl DestinationReply {
+    /// One destination of a snapshot.
+    pub fn of(status: &DestinationStatus, snapshot: &StatusSnapshot) -> Self {
         DestinationReply {
             name: status.name.to_string(),
             state: status.state.as_str().to_owned(),
             reason: status.state.reason().map(str::to_owned),
             in_flight: status.in_flight,
             in_flight_limit: status.in_flight_limit,
+            calls: status.calls.map(|calls| CallsReply {
+                month: calls.month.to_string(),
+                made: calls.made,
+                budget: calls.budget,
+                forecast: snapshot.forecast(status),
+            }),
         }
     }
 }

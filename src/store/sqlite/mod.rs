@@ -18,6 +18,7 @@ use super::{
     DeadLetterFilter, DestinationRules, HoldDecision, Judgement, MembershipView, PagePeople,
     Recognised, SessionRef, Settlement, SourceRules, Store, StoreError, WholeSession,
 };
+use crate::calls::{CallOrder, CallsCounted};
 use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Wanted};
@@ -27,6 +28,7 @@ use crate::route::Routes;
 
 mod actions;
 mod apply;
+mod calls;
 mod closing;
 mod cohorts;
 mod erasures;
@@ -438,6 +440,20 @@ impl Store for SqliteStore {
     async fn follow_routes(&self, limit: usize, now: Millis) -> Result<bool, StoreError> {
         self.work(move |ledger| ledger.follow_routes(limit, now))
             .await
+    }
+
+    async fn count_calls(
+        &self,
+        destination: &DestinationName,
+        order: CallOrder,
+        now: Millis,
+    ) -> Result<CallsCounted, StoreError> {
+        let name = destination.clone();
+        self.work(move |ledger| {
+            let destination = ledger.destination(&name)?;
+            ledger.count_calls(destination, order, now)
+        })
+        .await
     }
 
     async fn unproven_through(&self, destination: &DestinationName) -> Result<i64, StoreError> {

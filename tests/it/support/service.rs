@@ -101,7 +101,16 @@ pub async fn spawn_plain_app() -> Service {
 
 /// Starts a service on free ports with a fresh ledger, after `change` changed what it differs in.
 pub async fn spawn_app(stand_in: StandIn, change: impl FnOnce(&mut Setup)) -> Service {
-    let folder = fast_temp_dir();
+    let clock = ManualClock::at(START);
+    start(fast_temp_dir(), Arc::new(stand_in), clock, change).await
+}
+
+async fn start(
+    folder: tempfile::TempDir,
+    stand_in: Arc<StandIn>,
+    clock: ManualClock,
+    change: impl FnOnce(&mut Setup),
+) -> Service {
     let credentials = Credentials::parse_basic(&format!("{USER}:{PASSWORD}")).unwrap();
     let mut setup = Setup {
         source: source("default", credentials),
@@ -128,11 +137,10 @@ pub async fn spawn_app(stand_in: StandIn, change: impl FnOnce(&mut Setup)) -> Se
         log_filter: "off".into(),
         warnings: Vec::new(),
     };
-    let clock = ManualClock::at(START);
     let app = App::build(settings, Arc::new(clock.clone())).await.unwrap();
     let stop = CancellationToken::new();
     Service {
-        stand_in: Arc::new(stand_in),
+        stand_in,
         clock,
         webhook: app.webhook_address(),
         admin: app.admin_address(),
@@ -278,6 +286,12 @@ impl Service {
     /// Milliseconds since the start.
     pub fn elapsed_ms(&self) -> Millis {
         self.clock.now() - START
+    }
+
+    /// Stops in an orderly way and starts again over the same ledger, with other settings.
+    pub async fn restarted(self, change: impl FnOnce(&mut Setup)) -> Service {
+        let (stand_in, clock) = (Arc::clone(&self.stand_in), self.clock.clone());
+        start(self.stop().await, stand_in, clock, change).await
     }
 
     /// Stops in an orderly way; gives back the ledger's folder.
