@@ -117,34 +117,6 @@ async fn bare_bulk(url: &str, rows: usize) -> f64 {
     rows as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// A ledger in which these many identities are pending: received and folded while Flagsmith was
-/// down.
-fn fill(ledger: &Path, identities: usize) {
-    let service = Service::start(ledger, "http://127.0.0.1:9/api/v1/");
-    let pages = identities / 1_000;
-    let mut connection = Connection::to(service.webhook);
-    for number in 1..=pages {
-        let body = page(
-            "members",
-            "bench",
-            "bench",
-            number,
-            pages,
-            1_000,
-            Ids::Sequential,
-        );
-        assert_eq!(connection.send(&webhook(&body)).0, 200);
-    }
-    while service.json("/api/v1/status")["backlog"] != 0 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    service.terminate();
-}
-
-fn is_pending(service: &Service) -> bool {
-    service.json("/api/v1/cohorts")["cohorts"][0]["destinations"][0]["pending"] != 0
-}
-
 /// Rows a second in bulk, and calls made.
 fn deliver_in_bulk(ledger: &Path, standin: &StandIn, identities: usize) -> (f64, u64) {
     standin.forget_calls();

@@ -283,3 +283,31 @@ pub fn disk_folder() -> tempfile::TempDir {
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     tempfile::tempdir_in(target).expect("a folder under target")
 }
+
+/// A ledger in which these many identities are pending: received and folded while Flagsmith was
+/// down.
+pub fn fill(ledger: &Path, identities: usize) {
+    let service = Service::start(ledger, "http://127.0.0.1:9/api/v1/");
+    let pages = identities / 1_000;
+    let mut connection = Connection::to(service.webhook);
+    for number in 1..=pages {
+        let body = page(
+            "members",
+            "bench",
+            "bench",
+            number,
+            pages,
+            1_000,
+            Ids::Sequential,
+        );
+        assert_eq!(connection.send(&webhook(&body)).0, 200);
+    }
+    while service.json("/api/v1/status")["backlog"] != 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    service.terminate();
+}
+
+pub fn is_pending(service: &Service) -> bool {
+    service.json("/api/v1/cohorts")["cohorts"][0]["destinations"][0]["pending"] != 0
+}
