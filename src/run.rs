@@ -92,6 +92,8 @@ pub struct Habits {
     pub sends_empty_halves: bool,
     /// It was seen to give both halves of a run one session id.
     pub shares_session_ids: bool,
+    /// It was seen to begin a run again under its session ids.
+    pub reuses_session_ids: bool,
     /// When anything of it was last heard.
     pub heard_at: Millis,
     /// When it was heard again after the last silence of [`PAUSE`].

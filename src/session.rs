@@ -108,6 +108,12 @@ impl Session {
         self.total == total && self.pages.get(&number) == Some(&fingerprint)
     }
 
+    /// Whether what is held says otherwise.
+    pub fn is_changed_by(&self, number: u32, total: u32, fingerprint: Fingerprint) -> bool {
+        let held = self.pages.get(&number);
+        (self.total != 0 && self.total != total) || held.is_some_and(|held| *held != fingerprint)
+    }
+
     /// How many of the pages that count are held.
     pub fn pages_received(&self) -> u32 {
         // At most `total`, which is a u32.

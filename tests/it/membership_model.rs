@@ -29,6 +29,7 @@ pub struct Model {
     pub cohorts: BTreeMap<u8, Cohort>,
     sends_empty: bool,
     shares_ids: bool,
+    reuses_ids: bool,
     heard_at: Option<Millis>,
     awake_since: Millis,
 }
@@ -49,8 +50,7 @@ pub struct Cohort {
     began_again: Option<i64>,
     /// The source sent empty halves when the run was last heard of.
     misses_partner: bool,
-    /// Pages whose last answer was our own trouble, and when.
-    refused: BTreeMap<(Action, u32, u32), Millis>,
+    refused: BTreeSet<(Action, u32, u32)>,
     is_retired: bool,
     /// Whether it ever was.
     pub was_retired: bool,
@@ -118,12 +118,13 @@ impl Model {
             _ => self.awake_since = now,
         }
         self.heard_at = Some(now);
-        let (awake_since, mut habits) = (self.awake_since, (self.sends_empty, self.shares_ids));
+        let awake_since = self.awake_since;
+        let mut habits = (self.sends_empty, self.shares_ids, self.reuses_ids);
         self.cohorts
             .entry(cohort)
             .or_default()
             .arrive(now, awake_since, &mut habits, arrival);
-        (self.sends_empty, self.shares_ids) = habits;
+        (self.sends_empty, self.shares_ids, self.reuses_ids) = habits;
     }
 }
 
@@ -133,7 +134,7 @@ impl Model {
         let source_is_silent = self.heard_at.is_some_and(|at| now - at > 10 * MINUTE);
         for cohort in self.cohorts.values_mut() {
             if source_is_silent || now - cohort.run_heard_at > 25 * MINUTE {
-                cohort.close(now);
+                cohort.close(now, self.reuses_ids);
             }
         }
     }
@@ -174,7 +175,7 @@ impl Cohort {
         &mut self,
         now: Millis,
         awake_since: Millis,
-        (sends_empty, shares_ids): &mut (bool, bool),
+        (sends_empty, shares_ids, reuses_ids): &mut (bool, bool, bool),
         arrival: &Arrival,
     ) {
         let Arrival {
@@ -188,7 +189,7 @@ impl Cohort {
         }
         let is_over = self.run_heard_at < awake_since || now - self.run_heard_at > 25 * MINUTE;
         if is_over {
-            self.close(now);
+            self.close(now, *reuses_ids);
         }
         let Some((id, number, total)) = *place else {
             if !is_refused {
@@ -224,7 +225,7 @@ impl Cohort {
         };
         self.sessions[at].heard_at = now;
         if *is_refused {
-            self.refused.insert((*action, id, number), now);
+            self.refused.insert((*action, id, number));
             return;
         }
         self.refused.remove(&(*action, id, number));
@@ -238,6 +239,10 @@ impl Cohort {
             session.pages.insert(number, (people.clone(), now));
             self.accept_pair();
             return;
+        }
+        if is_stale {
+            let says_otherwise = held.is_some_and(|held| held != people);
+            *reuses_ids |= says_otherwise || (session.total != 0 && session.total != total);
         }
         let at = if is_layer || is_stale {
             let session = &mut self.sessions[at];
@@ -277,7 +282,7 @@ impl Cohort {
         session.total = total;
         if is_news && session.is_complete() {
             session.was_whole = true;
-            self.take_effect(at);
+            self.take_effect(at, *reuses_ids);
         }
     }
 
@@ -296,7 +301,7 @@ impl Cohort {
         began_at: Millis,
     ) -> usize {
         self.refused
-            .retain(|(of, under, _), _| (*of, Some(*under)) != (action, id));
+            .retain(|(of, under, _)| (*of, Some(*under)) != (action, id));
         self.sessions.push(Session {
             action,
             id,
@@ -521,14 +526,15 @@ impl Cohort {
     fn is_refused(&self, run: i64) -> bool {
         self.sessions.iter().any(|session| {
             session.run == run
-                && self.refused.iter().any(|((action, id, _), _)| {
-                    *action == session.action && Some(*id) == session.id
-                })
+                && self
+                    .refused
+                    .iter()
+                    .any(|(action, id, _)| *action == session.action && Some(*id) == session.id)
         })
     }
 
     /// A half is whole: judge what is there, then put it on top.
-    fn take_effect(&mut self, at: usize) {
+    fn take_effect(&mut self, at: usize, reuses_ids: bool) {
         let (run, adds) = (
             self.sessions[at].run,
             self.sessions[at].action == Action::AddMembers,
@@ -587,7 +593,9 @@ impl Cohort {
             .copied()
             .filter(|index| {
                 let layer = &self.layers[*index];
-                self.repeats(layer.run) || self.is_refused_again(layer.session)
+                self.repeats(layer.run)
+                    || (self.is_refused(layer.run)
+                        && (reuses_ids || self.is_under_way(layer.session)))
             })
             .collect();
         self.believe_what_lies_beneath();
@@ -614,7 +622,7 @@ impl Cohort {
         for (action, id, total, mut pages) in again {
             pages.retain(|page, (_, heard_at)| {
                 *heard_at >= self.resumed_at
-                    && !id.is_some_and(|id| self.refused.contains_key(&(action, id, *page)))
+                    && !id.is_some_and(|id| self.refused.contains(&(action, id, *page)))
             });
             if id.is_some() && !pages.is_empty() && self.position(action, id.unwrap()).is_none() {
                 let (run, began_at) = (self.run, self.resumed_at);
@@ -673,9 +681,10 @@ impl Cohort {
             .filter(|layer| layer.run == self.run && !layer.is_accepted)
             .filter(|layer| {
                 let session = &self.sessions[layer.session];
-                !self.refused.iter().any(|((action, id, _), _)| {
-                    *action == session.action && Some(*id) == session.id
-                })
+                !self
+                    .refused
+                    .iter()
+                    .any(|(action, id, _)| *action == session.action && Some(*id) == session.id)
             })
             .count();
         if halves < 2 {
@@ -707,14 +716,11 @@ impl Cohort {
         }
     }
 
-    /// Whether a page of the session was refused long after it began.
-    fn is_refused_again(&self, at: usize) -> bool {
-        let session = &self.sessions[at];
-        self.refused.iter().any(|((action, id, _), refused_at)| {
-            *action == session.action
-                && Some(*id) == session.id
-                && *refused_at > session.began_at + 10 * MINUTE
-        })
+    /// Whether the run under way has the session's id.
+    fn is_under_way(&self, at: usize) -> bool {
+        let id = self.sessions[at].id;
+        let mut sessions = self.sessions.iter();
+        id.is_some() && sessions.any(|session| session.run == self.run && session.id == id)
     }
 
     /// Whether the other half of the run was left out.
@@ -724,7 +730,7 @@ impl Cohort {
     }
 
     /// A half that was left out of a run that is over counts as sent with nobody in it.
-    fn close(&mut self, now: Millis) {
+    fn close(&mut self, now: Millis, reuses_ids: bool) {
         if self.misses_partner {
             return;
         }
@@ -765,6 +771,6 @@ impl Cohort {
         self.sessions[at].was_whole = true;
         self.sessions[at].is_closed = true;
         self.sessions[at].is_left_out = true;
-        self.take_effect(at);
+        self.take_effect(at, reuses_ids);
     }
 }

@@ -82,12 +82,13 @@ impl Ledger {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT sends_empty_halves, shares_session_ids, heard_at, awake_since FROM source WHERE name = ?1",
+                "SELECT sends_empty_halves, shares_session_ids, heard_at, awake_since, reuses_session_ids FROM source WHERE name = ?1",
             )?
             .query_row([&*source.0], |row| {
                 Ok(Habits {
                     sends_empty_halves: row.get(0)?,
                     shares_session_ids: row.get(1)?,
+                    reuses_session_ids: row.get(4)?,
                     heard_at: row.get(2)?,
                     awake_since: row.get(3)?,
                 })
@@ -107,6 +108,14 @@ impl Ledger {
     pub(super) fn note_shared_ids(&self, source: &SourceName) -> Result<(), StoreError> {
         self.connection
             .prepare_cached("UPDATE source SET shares_session_ids = 1 WHERE name = ?1")?
+            .execute([&*source.0])?;
+        Ok(())
+    }
+
+    /// Remembers for ever that a run begins again under its session ids.
+    pub(super) fn note_reused_ids(&self, source: &SourceName) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("UPDATE source SET reuses_session_ids = 1 WHERE name = ?1")?
             .execute([&*source.0])?;
         Ok(())
     }

@@ -95,6 +95,14 @@ impl Ledger {
             self.drop_page(waiting.seq)?;
             return Ok(false);
         }
+        if is_stale
+            && !habits.reuses_session_ids
+            && found
+                .session
+                .is_changed_by(info.number, info.total, waiting.fingerprint)
+        {
+            self.note_reused_ids(&waiting.cohort.source)?;
+        }
         let found = if is_stale || is_layer {
             let stays = if is_stale {
                 Stays::HeardSince(book.resumed_at)

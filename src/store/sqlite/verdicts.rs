@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, params};
 
+use super::cohorts::Book;
 use super::inbox::set_aside_from;
 use super::ledger::Ledger;
 use super::sessions::effect_from;
-use crate::clock::{Millis, millis};
+use crate::clock::Millis;
 use crate::cohort::{Action, Half, SourceName};
-use crate::run::{Fate, Layer, PAUSE, Question};
+use crate::run::{Fate, Layer, Question};
 use crate::store::{
     CohortRef, Effect, FoundLayer, Judgement, MOST_LAYERS, SessionRef, StoreError, WholeSession,
     Witness,
@@ -216,16 +217,15 @@ impl Ledger {
             .exists([cohort.0, run])?)
     }
 
-    /// Whether a page of the session was refused long after it began: its pages come again under its
-    /// id.
-    fn is_refused_again(&self, session: SessionRef) -> Result<bool, StoreError> {
+    /// Whether the run under way has the session's id.
+    fn is_id_under_way(&self, session: SessionRef, book: &Book) -> Result<bool, StoreError> {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT 1 FROM session s JOIN refusal r ON r.cohort = s.cohort AND r.action = s.action AND r.session_id = s.session_id
-                 WHERE s.id = ?1 AND r.refused_at > s.began_at + ?2",
+                "SELECT 1 FROM session old JOIN session new ON new.cohort = old.cohort AND new.session_id = old.session_id
+                 WHERE old.id = ?1 AND new.run = ?2",
             )?
-            .exists([session.0, millis(PAUSE)])?)
+            .exists([session.0, book.run])?)
     }
 
     fn witnesses(&self, cohort: CohortRef) -> Result<Vec<Witness>, StoreError> {
@@ -397,10 +397,18 @@ impl Ledger {
             })?
             .collect::<Result<Vec<_>, _>>()?;
         let book = self.book(cohort)?;
+        let source: String = self
+            .connection
+            .prepare_cached("SELECT source FROM cohort WHERE id = ?1")?
+            .query_row([cohort.0], |row| row.get(0))?;
+        let reuses_ids = self
+            .habits(&SourceName::from(source.as_str()))?
+            .is_some_and(|habits| habits.reuses_session_ids);
         let mut again = Vec::new();
         let mut undone = BTreeMap::new();
         for (layer, run, was_accepted) in dropped {
-            if book.repeats(run) || self.is_refused_again(layer)? {
+            let comes_again = reuses_ids || self.is_id_under_way(layer, &book)?;
+            if book.repeats(run) || (comes_again && self.is_refused(cohort, run)?) {
                 again.push(layer);
             }
             undone.insert(run, was_accepted);
