@@ -14,11 +14,13 @@ use self::plan::Plan;
 use crate::clock::{Clock, millis};
 use crate::sorted::{Items, Sorted};
 use crate::status::Health;
-use crate::store::{Applied, CohortRef, Recognised, SessionRef, Store, StoreError, WholeSession};
+use crate::store::{
+    Applied, Assembled, Chunk, CohortRef, Recognised, SessionRef, Store, StoreError, WholeSession,
+};
 
 mod plan;
 
-/// Pages taken into sessions in one transaction.
+/// Pages taken into sessions, or dropped, in one transaction.
 const PAGES_A_STEP: usize = 128;
 
 /// People applied in one transaction at first.
@@ -35,9 +37,6 @@ const ORDERED_PEOPLE: usize = 2_048;
 
 /// People whose identifiers are noted in one transaction.
 const PLACED_AT_ONCE: usize = 4_096;
-
-/// Dropped pages a step.
-const TIDY_PAGES: usize = 128;
 
 /// How often a quiet fold looks for sessions that expired.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
@@ -62,9 +61,10 @@ pub struct Fold {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     work: Option<Work>,
+    /// Found with the last piece of a session.
+    next: Option<Assembled>,
     chunk: usize,
     is_fixed: bool,
-    may_be_whole: bool,
     /// Whether cohorts may have to be followed elsewhere.
     may_reroute: bool,
     /// Whether the last step was about that: it takes turns with pages.
@@ -73,6 +73,8 @@ pub struct Fold {
 
 /// A whole session on its way into the ledger.
 enum Work {
+    /// It is to be judged.
+    Beginning(Box<WholeSession>),
     /// Its people become members or leave.
     Applying(Box<Applying>),
     /// The identifiers that it gives are noted.
@@ -114,9 +116,9 @@ impl Fold {
             store,
             clock,
             work: None,
+            next: None,
             chunk: FIRST_CHUNK,
             is_fixed: false,
-            may_be_whole: true,
             may_reroute: true,
             rerouted: false,
         }
@@ -148,6 +150,7 @@ impl Fold {
         if let Some(work) = self.work.take() {
             let is_left_out = work.is_left_out();
             self.work = match work {
+                Work::Beginning(whole) => Some(self.begin(*whole).await?),
                 Work::Applying(applying) => self.apply_some(*applying).await?,
                 Work::Placing {
                     session,
@@ -156,46 +159,36 @@ impl Fold {
                     recognised,
                 } => self.place_some(session, cohort, sorted, recognised).await?,
             };
-            // The page that made the session whole counts as waiting until now.
+            // The page that made the session whole counted as waiting until now.
             let pages = usize::from(self.work.is_none() && !is_left_out);
-            self.may_be_whole |= self.work.is_none();
             return Ok(Step::Busy { pages });
         }
-        if self.may_be_whole {
-            // What an operator ordered was ordered before whatever comes now.
-            if self
-                .store
-                .carry_out(ORDERED_PEOPLE, self.clock.now())
-                .await?
-            {
-                return Ok(Step::Busy { pages: 0 });
-            }
-            if let Some(whole) = self.store.whole_session().await? {
-                self.work = Some(self.begin(whole).await?);
-                return Ok(Step::Busy { pages: 0 });
-            }
-            self.may_be_whole = false;
-        }
-        let assembled = self.store.assemble(PAGES_A_STEP, self.clock.now()).await?;
-        self.may_be_whole = assembled.whole;
+        let assembled = match self.next.take() {
+            Some(assembled) => assembled,
+            None => self.assemble().await?,
+        };
         self.may_reroute |= assembled.may_reroute;
-        if assembled.pages > 0 || assembled.whole {
-            let waits = assembled.whole && !assembled.left_out;
-            return Ok(Step::Busy {
-                pages: assembled.pages - assembled.notes - usize::from(waits),
+        if !assembled.is_anything() {
+            self.may_reroute |= self.follow_routes().await?;
+            return Ok(if self.may_reroute {
+                Step::Busy { pages: 0 }
+            } else {
+                Step::Idle
             });
         }
-        let now = self.clock.now();
-        let is_busy = self.store.carry_out(ORDERED_PEOPLE, now).await?
-            || self.store.tidy(TIDY_PAGES, now).await? > 0;
-        // A run that is over may have left a half to apply.
-        self.may_be_whole |= is_busy;
-        self.may_reroute |= !is_busy && self.follow_routes().await?;
-        Ok(if is_busy || self.may_reroute {
-            Step::Busy { pages: 0 }
-        } else {
-            Step::Idle
-        })
+        let Some(whole) = assembled.whole else {
+            let pages = assembled.pages - assembled.notes;
+            return Ok(Step::Busy { pages });
+        };
+        if assembled.pages == 0 {
+            self.work = Some(self.begin(*whole).await?);
+            return Ok(Step::Busy { pages: 0 });
+        }
+        let waits = usize::from(!whole.is_left_out);
+        self.work = Some(Work::Beginning(whole));
+        // The page that made it whole counts once it is applied.
+        let pages = assembled.pages - assembled.notes - waits;
+        Ok(Step::Busy { pages })
     }
 
     async fn follow_routes(&self) -> Result<bool, StoreError> {
@@ -225,7 +218,6 @@ impl Fold {
                 Err(error) => {
                     tracing::error!(%error, "folding waits: the ledger cannot be written");
                     self.work = None;
-                    self.may_be_whole = true;
                     AFTER_FAILURE
                 }
             };
@@ -267,9 +259,7 @@ impl Fold {
             applying.through.clone(),
             applying.is_exhausted,
         );
-        let (people, start) = (chunk.people.len(), Instant::now());
-        let applied = self.store.apply(chunk, self.clock.now()).await?;
-        self.adapt(people, start.elapsed());
+        let applied = self.apply(chunk).await?;
         match applied {
             Applied::Done if applying.plan.places_people() => {
                 let sorted = plan::by_person(&*self.store, &applying.plan.whole).await?;
@@ -290,6 +280,28 @@ impl Fold {
                 Ok(Some(Work::Applying(Box::new(applying))))
             }
         }
+    }
+
+    async fn apply(&mut self, chunk: Chunk) -> Result<Applied, StoreError> {
+        let now = self.clock.now();
+        if !chunk.last || !chunk.finishes {
+            let (people, start) = (chunk.people.len(), Instant::now());
+            let applied = self.store.apply(chunk, now).await?;
+            self.adapt(people, start.elapsed());
+            return Ok(applied);
+        }
+        // Asked together, both are one transaction: most sessions are small.
+        let (applied, next) = tokio::join!(self.store.apply(chunk, now), self.assemble());
+        if let Ok(Applied::Done) = applied {
+            // A failure shows when it is asked again, and so does what arrives meanwhile.
+            self.next = next.ok().filter(Assembled::is_anything);
+        }
+        applied
+    }
+
+    async fn assemble(&self) -> Result<Assembled, StoreError> {
+        let now = self.clock.now();
+        self.store.assemble(PAGES_A_STEP, ORDERED_PEOPLE, now).await
     }
 
     async fn place_some(
@@ -332,6 +344,7 @@ impl Work {
     /// Whether no page brought it about.
     fn is_left_out(&self) -> bool {
         match self {
+            Work::Beginning(whole) => whole.is_left_out,
             Work::Applying(applying) => applying.plan.whole.is_left_out,
             Work::Placing { .. } => false,
         }

@@ -189,6 +189,11 @@ impl Sorter {
         Ok(())
     }
 
+    /// Bytes of people taken in so far, in memory or not.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len() + self.runs.len() * self.run_bytes.unwrap_or(RUN_BYTES)
+    }
+
     /// The people, ascending, each once.
     ///
     /// # Errors

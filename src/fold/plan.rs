@@ -14,8 +14,11 @@ use crate::store::{
 
 use super::FoldError;
 
-/// Pages handed to the sorter at a time.
+/// Pages read and handed to the sorter at a time.
 const PAGES_A_SORT: usize = 64;
+
+/// Bytes of people that are sorted sooner than another thread would begin with them: about a page.
+const FEW_BYTES: usize = 32 * 1024;
 
 /// People of whom removals are counted at a time.
 const COUNTED_AT_ONCE: usize = 4_096;
@@ -240,49 +243,54 @@ async fn sort(
 ) -> Result<(Sorted, Recognised), FoldError> {
     let mut sorter = Sorter::default();
     let mut recognised = Recognised::new();
-    for (session, pages, role) in parts {
-        for pages in pages.chunks(PAGES_A_SORT) {
-            let mut rosters = Vec::with_capacity(pages.len());
-            for page in pages {
-                let people = store.page_people(session, *page).await?;
-                rosters.push(people.roster);
-                if role == OWN_ROLE {
-                    for (reason, members) in people.recognised {
-                        *recognised.entry(reason).or_default() += members;
-                    }
+    let pages: Vec<(SessionRef, u32, Roles)> = parts
+        .into_iter()
+        .flat_map(|(session, pages, role)| pages.iter().map(move |page| (session, *page, role)))
+        .collect();
+    for pages in pages.chunks(PAGES_A_SORT) {
+        let named = pages.iter().map(|(session, page, _)| (*session, *page));
+        let people = store.page_people(named.collect()).await?;
+        let mut rosters = Vec::with_capacity(pages.len());
+        for ((_, _, role), people) in pages.iter().zip(people) {
+            rosters.push((people.roster, *role));
+            if *role == OWN_ROLE {
+                for (reason, members) in people.recognised {
+                    *recognised.entry(reason).or_default() += members;
                 }
             }
-            if let [roster] = &rosters[..] {
-                sorter.add(roster, role)?;
-                continue;
-            }
-            sorter = aside(move || {
-                rosters.iter().try_for_each(|page| sorter.add(page, role))?;
-                Ok(sorter)
-            })
-            .await?;
         }
+        let bytes = rosters.iter().map(|(page, _)| page.as_bytes().len()).sum();
+        sorter = aside_if_many(bytes, move || {
+            for (page, role) in &rosters {
+                sorter.add(page, *role)?;
+            }
+            Ok(sorter)
+        })
+        .await?;
     }
-    Ok((aside(|| sorter.finish()).await?, recognised))
+    let bytes = sorter.bytes();
+    Ok((aside_if_many(bytes, || sorter.finish()).await?, recognised))
 }
 
 /// The people of a full sync who have an identifier other than their distinct id, in the order of
 /// persons: that of the table in which their identifiers are noted.
 pub async fn by_person(store: &dyn Store, whole: &WholeSession) -> Result<Sorted, FoldError> {
     let mut sorter = Sorter::default();
-    for page in &whole.pages {
-        let PagePeople { roster, .. } = store.page_people(whole.session, *page).await?;
-        let mut swapped = Roster::default();
-        for Entry { identifier, person } in roster.iter() {
-            if let Some(person) = person {
-                let key = person_first(person, identifier);
-                swapped.push(Entry {
-                    identifier: &key,
-                    person: None,
-                });
+    for pages in whole.pages.chunks(PAGES_A_SORT) {
+        let named = pages.iter().map(|page| (whole.session, *page)).collect();
+        for PagePeople { roster, .. } in store.page_people(named).await? {
+            let mut swapped = Roster::default();
+            for Entry { identifier, person } in roster.iter() {
+                if let Some(person) = person {
+                    let key = person_first(person, identifier);
+                    swapped.push(Entry {
+                        identifier: &key,
+                        person: None,
+                    });
+                }
             }
+            sorter.add(&swapped, OWN_ROLE)?;
         }
-        sorter.add(&swapped, OWN_ROLE)?;
     }
     Ok(aside(|| sorter.finish()).await?)
 }
@@ -304,6 +312,18 @@ pub fn person_and_identifier(item: Item<'_>) -> Option<(PersonHash, String)> {
         *byte = u8::from_str_radix(item.identifier.get(2 * index..2 * index + 2)?, 16).ok()?;
     }
     Some((person, item.identifier.get(digits..)?.to_owned()))
+}
+
+/// Does on the spot what is soon done.
+async fn aside_if_many<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    if bytes <= FEW_BYTES {
+        work()
+    } else {
+        aside(work).await
+    }
 }
 
 /// Sorting takes seconds for a large session; delivery goes on beside it.

@@ -154,7 +154,7 @@ impl Store for StubStore {
         Ok(())
     }
 
-    async fn assemble(&self, _: usize, _: Millis) -> Result<Assembled, StoreError> {
+    async fn assemble(&self, _: usize, _: usize, _: Millis) -> Result<Assembled, StoreError> {
         unreachable!()
     }
 
@@ -171,11 +171,7 @@ impl Store for StubStore {
         Ok(0)
     }
 
-    async fn whole_session(&self) -> Result<Option<WholeSession>, StoreError> {
-        unreachable!()
-    }
-
-    async fn page_people(&self, _: SessionRef, _: u32) -> Result<PagePeople, StoreError> {
+    async fn page_people(&self, _: Vec<(SessionRef, u32)>) -> Result<Vec<PagePeople>, StoreError> {
         unreachable!()
     }
 
@@ -212,16 +208,8 @@ impl Store for StubStore {
         unreachable!("the handlers know no sessions")
     }
 
-    async fn carry_out(&self, _: usize, _: Millis) -> Result<bool, StoreError> {
-        Ok(false)
-    }
-
     async fn adopt_keys(&self, _: Millis) -> Result<(), StoreError> {
         Ok(())
-    }
-
-    async fn tidy(&self, _: usize, _: Millis) -> Result<usize, StoreError> {
-        unreachable!()
     }
 
     async fn follow_routes(&self, _: usize, _: Millis) -> Result<bool, StoreError> {

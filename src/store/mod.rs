@@ -173,19 +173,29 @@ pub struct DestinationRules {
     pub late_write_ms: Millis,
 }
 
-/// What happened when pages were taken out of the inbox.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What the fold had to do: see [`Store::assemble`].
+#[derive(Clone, Debug, Default)]
 pub struct Assembled {
+    /// Whether a piece of an operator's order was carried out, and nothing else.
+    pub carried_out: bool,
     /// Pages taken, and notes of refused ones.
     pub pages: usize,
     /// Of those, notes.
     pub notes: usize,
-    /// Whether a session became whole and waits for [`Store::apply`].
-    pub whole: bool,
-    /// Whether that was one that nobody sent: no page made it whole.
-    pub left_out: bool,
+    /// The session that waits for [`Store::apply`]; the last of the pages made it whole, where any
+    /// were taken.
+    pub whole: Option<Box<WholeSession>>,
+    /// Whether there was something to tidy, and nothing else to do.
+    pub tidied: bool,
     /// Whether a cohort was renamed, so that there may be something for [`Store::follow_routes`].
     pub may_reroute: bool,
+}
+
+impl Assembled {
+    /// Whether there was anything to do.
+    pub fn is_anything(&self) -> bool {
+        self.carried_out || self.pages > 0 || self.whole.is_some() || self.tidied
+    }
 }
 
 /// A session all of whose pages are there.
@@ -462,20 +472,28 @@ pub trait Store: Send + Sync + 'static {
     /// Remembers that `source` sends `property`.
     async fn note_property(&self, source: &SourceName, property: &str) -> Result<(), StoreError>;
 
-    /// Takes at most `limit` pages out of the inbox, in order, into their sessions; stops behind
-    /// the page that makes a session whole.
-    async fn assemble(&self, limit: usize, now: Millis) -> Result<Assembled, StoreError>;
+    /// Looks for what the fold has to do next: a piece, of about `people` people, of what an operator
+    /// ordered is carried out; else the session that waits to be applied is given back; else at most
+    /// `pages` pages are taken out of the inbox, in order, into their sessions, up to the one that
+    /// makes a session whole; else there is a little tidying: sessions that nothing was heard of for
+    /// [`SESSION_EXPIRES`] end, and about `pages` pages of ended ones are dropped.
+    async fn assemble(
+        &self,
+        pages: usize,
+        people: usize,
+        now: Millis,
+    ) -> Result<Assembled, StoreError>;
 
     /// Pages that wait to be folded: those not yet taken, and one for each whole session.
     async fn waiting_pages(&self) -> Result<u64, StoreError>;
 
-    /// The session that waits to be applied.
-    async fn whole_session(&self) -> Result<Option<WholeSession>, StoreError>;
-
-    /// The people of one held page. Where they may have other identifiers than their distinct ids,
+    /// The people of held pages. Where they may have other identifiers than their distinct ids,
     /// whoever is known goes by the identifier under which the ledger has them: on a full sync's
     /// page, only those whom it gives none.
-    async fn page_people(&self, session: SessionRef, page: u32) -> Result<PagePeople, StoreError>;
+    async fn page_people(
+        &self,
+        pages: Vec<(SessionRef, u32)>,
+    ) -> Result<Vec<PagePeople>, StoreError>;
 
     /// Takes over the identifiers that the page of an `add_members` session gives: a property is
     /// what it is, whether or not Mixpanel counts the run. Can be repeated.
@@ -515,19 +533,11 @@ pub trait Store: Send + Sync + 'static {
         now: Millis,
     ) -> Result<(), StoreError>;
 
-    /// Carries out an operator's order on about `limit` people: held removals that were decided on,
-    /// a cohort that is retired. Returns whether there was one.
-    async fn carry_out(&self, limit: usize, now: Millis) -> Result<bool, StoreError>;
-
     /// Gives every cohort the trait key that the settings give it; for each one that changes, the
     /// old trait leaves. To be called before anything else is done with the ledger.
     ///
     /// Fails with [`StoreError::KeyTaken`] where a key belongs to a cohort that keeps it.
     async fn adopt_keys(&self, now: Millis) -> Result<(), StoreError>;
-
-    /// Ends sessions that nothing was heard of for [`SESSION_EXPIRES`], and drops at most `limit`
-    /// pages of ended ones. Returns how much it did; zero when there is nothing left.
-    async fn tidy(&self, limit: usize, now: Millis) -> Result<usize, StoreError>;
 
     /// Settles calls that ended, then claims at most `limit` identities that are due; one durable
     /// transaction. Up to three of four are those that must not wait, which come first; the others

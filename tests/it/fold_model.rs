@@ -1,11 +1,14 @@
 //! The real ledger and fold, through their public interface, against the naive model of
-//! [`crate::membership_model`]: 10,000 histories of about 60 operations at most, kills in between.
+//! [`crate::membership_model`]: 100,000 histories of about 60 operations at most, kills in between.
 //!
-//! `TEST_HISTORIES` sets how many; `TEST_SEED` repeats one of them.
+//! `TEST_HISTORIES` sets how many; `TEST_SEED` repeats one of them (`7`), or those that share a
+//! ledger (`0..100`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cohort_bridge::clock::{Clock, ManualClock, Millis};
 use cohort_bridge::cohort::{Action, SourceName};
@@ -28,8 +31,11 @@ const PEOPLE: u8 = 6;
 /// Operations of a history at most.
 const MOST_OPERATIONS: usize = 60;
 
-/// Histories that share a ledger, each with a source of its own: making one takes longer than a
-/// history.
+/// Histories played without TEST_HISTORIES.
+const HISTORIES: u64 = 100_000;
+
+/// Histories that share a ledger, one after the other, each with a source of its own: making one
+/// takes longer than a history. They share their people, too, who are looked up once for all.
 const HISTORIES_A_LEDGER: u64 = 100;
 
 /// One thing that happens.
@@ -136,12 +142,19 @@ fn history(seed: u64) -> Vec<Op> {
     ops
 }
 
+/// A history that was played: what its source's cohorts should be.
+struct Played {
+    seed: u64,
+    source: SourceName,
+    model: Model,
+}
+
 /// A ledger that histories share.
 struct Shared {
     dir: tempfile::TempDir,
     store: Option<Arc<SqliteStore>>,
     clock: ManualClock,
-    name: u64,
+    played: Vec<Played>,
     rules: IdentifierRules,
 }
 
@@ -152,7 +165,7 @@ impl Shared {
             store: Some(open(dir.path())),
             dir,
             clock: ManualClock::at(START),
-            name: 0,
+            played: Vec::new(),
             rules: IdentifierRules::default(),
         }
     }
@@ -161,10 +174,10 @@ impl Shared {
         self.store.as_ref().unwrap()
     }
 
-    /// One history; what is wrong at its end.
-    async fn play(&mut self, ops: &[Op]) -> Result<(), String> {
-        self.name += 1;
-        let source = SourceName::from(&*format!("s{}", self.name));
+    /// One history.
+    async fn play(&mut self, seed: u64, ops: &[Op]) {
+        let _naming = NameWherePanicking(seed);
+        let source = SourceName::from(&*format!("s{}", self.played.len()));
         let mut model = Model::default();
         let mut rng = Rng::with_seed(ops.len() as u64);
         // A kill forgets which page was refused last, until another one is written down.
@@ -222,8 +235,18 @@ impl Shared {
         }
         self.append_all(&source, &mut arriving).await;
         self.fold_all().await;
-        model.rest(self.clock.now());
-        self.compare(&model).await
+        self.played.push(Played {
+            seed,
+            source,
+            model,
+        });
+    }
+
+    /// A history with a ledger of its own; what is wrong at its end.
+    async fn play_alone(seed: u64, ops: &[Op]) -> Result<(), Wrong> {
+        let mut alone = Shared::new();
+        alone.play(seed, ops).await;
+        alone.compare().await
     }
 
     /// Writes pages down in order, as many as can be in one transaction.
@@ -260,7 +283,7 @@ impl Shared {
                 arrival
                     .people
                     .iter()
-                    .map(|person| self.identifier(*person))
+                    .map(|person| identifier(*person))
                     .collect::<Vec<_>>()
                     .iter()
                     .map(String::as_str),
@@ -271,37 +294,65 @@ impl Shared {
         }
     }
 
-    fn identifier(&self, person: u8) -> String {
-        format!("{}_{person}", self.name)
-    }
-
-    async fn compare(&self, model: &Model) -> Result<(), String> {
+    /// Looks up everybody; the first history that ended otherwise than its model.
+    async fn compare(&mut self) -> Result<(), Wrong> {
+        for played in &mut self.played {
+            played.model.rest(self.clock.now());
+        }
         for person in 0..PEOPLE {
-            let mut here = BTreeSet::new();
-            for membership in self.store().member(&self.identifier(person)).await.unwrap() {
-                here.insert((
-                    membership.cohort_id.parse::<u8>().unwrap(),
-                    membership.member,
-                ));
+            let mut here: BTreeMap<SourceName, BTreeSet<(u8, bool)>> = BTreeMap::new();
+            for membership in self.store().member(&identifier(person)).await.unwrap() {
+                let cohort = membership.cohort_id.parse().unwrap();
+                let of_source = here.entry(membership.source).or_default();
+                of_source.insert((cohort, membership.member));
             }
-            let mut there = BTreeSet::new();
-            for (number, cohort) in &model.cohorts {
-                if cohort.was_retired {
-                    // Whether leavers are remembered depends on when it was tidied.
-                    here.remove(&(*number, false));
+            for played in &self.played {
+                let mut here = here.remove(&played.source).unwrap_or_default();
+                let mut there = BTreeSet::new();
+                for (number, cohort) in &played.model.cohorts {
+                    if cohort.was_retired {
+                        // Whether leavers are remembered depends on when it was tidied.
+                        here.remove(&(*number, false));
+                    }
+                    let is_member = cohort.is_member(person);
+                    if is_member || (cohort.known.contains(&person) && !cohort.was_retired) {
+                        there.insert((*number, is_member));
+                    }
                 }
-                let is_member = cohort.is_member(person);
-                if is_member || (cohort.known.contains(&person) && !cohort.was_retired) {
-                    there.insert((*number, cohort.is_member(person)));
+                if here != there {
+                    return Err(Wrong {
+                        seed: played.seed,
+                        what: format!(
+                            "person {person}: (cohort, member) is {here:?}, not {there:?}"
+                        ),
+                    });
                 }
             }
-            if here != there {
-                return Err(format!(
-                    "person {person}: (cohort, member) is {here:?}, not {there:?}"
-                ));
-            }
+            assert!(here.is_empty(), "nobody sent {here:?}");
         }
         Ok(())
+    }
+}
+
+fn identifier(person: u8) -> String {
+    format!("usr_{person}")
+}
+
+/// A history that ended otherwise than its model.
+#[derive(Debug)]
+struct Wrong {
+    seed: u64,
+    what: String,
+}
+
+/// Says which history it was that made the store or the model panic.
+struct NameWherePanicking(u64);
+
+impl Drop for NameWherePanicking {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in TEST_SEED={}", self.0);
+        }
     }
 }
 
@@ -311,13 +362,24 @@ fn open(dir: &Path) -> Arc<SqliteStore> {
     Arc::new(opened.unwrap())
 }
 
+/// Has the other threads begin with nothing more.
+struct EndAllWherePanicking<'a>(&'a AtomicU64);
+
+impl Drop for EndAllWherePanicking<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(u64::MAX / 2, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Leaves out whatever is not needed for it to fail.
-async fn shrink(shared: &mut Shared, mut ops: Vec<Op>) -> Vec<Op> {
+async fn shrink(seed: u64, mut ops: Vec<Op>) -> Vec<Op> {
     let mut index = 0;
     while index < ops.len() {
         let mut fewer = ops.clone();
         fewer.remove(index);
-        if shared.play(&fewer).await.is_err() {
+        if Shared::play_alone(seed, &fewer).await.is_err() {
             ops = fewer;
         } else {
             index += 1;
@@ -326,47 +388,63 @@ async fn shrink(shared: &mut Shared, mut ops: Vec<Op>) -> Vec<Op> {
     ops
 }
 
-fn count() -> u64 {
+/// Plays histories on one ledger.
+async fn play_together(seeds: Range<u64>) {
+    let mut shared = Shared::new();
+    for seed in seeds.clone() {
+        shared.play(seed, &history(seed)).await;
+    }
+    let Err(Wrong { seed, what }) = shared.compare().await else {
+        return;
+    };
+    let ops = history(seed);
+    if Shared::play_alone(seed, &ops).await.is_ok() {
+        panic!("TEST_SEED={seed}: {what}; not alone, but in TEST_SEED={seeds:?}");
+    }
+    let ops = shrink(seed, ops).await;
+    let again = Shared::play_alone(seed, &ops).await;
+    let ops: Vec<_> = ops.iter().map(|op| format!("{op:?}")).collect();
+    panic!(
+        "TEST_SEED={seed}: {what}; shrunk to {again:?}:\n{}",
+        ops.join("\n")
+    );
+}
+
+/// The histories to play, and how many of them share a ledger.
+fn seeds() -> (Range<u64>, u64) {
+    if let Ok(seed) = std::env::var("TEST_SEED") {
+        let (first, end) = match seed.split_once("..") {
+            Some((first, end)) => (first.parse().unwrap(), end.parse().unwrap()),
+            None => (seed.parse().unwrap(), seed.parse::<u64>().unwrap() + 1),
+        };
+        return (first..end, end - first);
+    }
     let count = std::env::var("TEST_HISTORIES").ok();
-    count.and_then(|count| count.parse().ok()).unwrap_or(10_000)
+    let count = count.and_then(|count| count.parse().ok());
+    (0..count.unwrap_or(HISTORIES), HISTORIES_A_LEDGER)
 }
 
 #[test]
 fn every_history_ends_with_the_right_members() {
-    let seeds = match std::env::var("TEST_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-    {
-        Some(seed) => seed..seed + 1,
-        None => 0..count(),
+    let (seeds, together) = seeds();
+    let next = AtomicU64::new(seeds.start);
+    let play = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let _end = EndAllWherePanicking(&next);
+        loop {
+            let first = next.fetch_add(together, Ordering::Relaxed);
+            if first >= seeds.end {
+                return;
+            }
+            runtime.block_on(play_together(first..seeds.end.min(first + together)));
+        }
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        for core in 0..cores {
-            let seeds = seeds.clone().filter(move |seed| seed % cores == core);
-            scope.spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .build()
-                    .unwrap();
-                runtime.block_on(async {
-                    let mut shared = Shared::new();
-                    for seed in seeds {
-                        if shared.name >= HISTORIES_A_LEDGER {
-                            shared = Shared::new();
-                        }
-                        let ops = history(seed);
-                        if let Err(wrong) = shared.play(&ops).await {
-                            let ops = shrink(&mut shared, ops).await;
-                            let again = shared.play(&ops).await;
-                            let ops: Vec<_> = ops.iter().map(|op| format!("{op:?}")).collect();
-                            panic!(
-                                "TEST_SEED={seed}: {wrong}; shrunk to {again:?}:\n{}",
-                                ops.join("\n")
-                            );
-                        }
-                    }
-                });
-            });
+        for _ in 0..cores {
+            scope.spawn(play);
         }
     });
 }

@@ -97,10 +97,10 @@ async fn a_change_in_the_transaction_of_the_claim_is_not_forgotten() {
     ledger.append("7", "one", 1, 1, &people(1)).await;
     ledger.fold().await;
     ledger.append("8", "two", 1, 1, &people(1)).await;
-    store.assemble(10, NOW).await.unwrap();
-    let whole = store.whole_session().await.unwrap().unwrap();
+    let whole = store.assemble(10, 10, NOW).await.unwrap().whole.unwrap();
     let mut sorter = Sorter::default();
-    let page = store.page_people(whole.session, 1).await.unwrap();
+    let pages = store.page_people(vec![(whole.session, 1)]).await;
+    let page = pages.unwrap().remove(0);
     sorter.add(&page.roster, OWN_ROLE).unwrap();
     let chunk = Chunk {
         session: whole.session,

@@ -153,7 +153,7 @@ async fn a_cohort_that_comes_back_when_half_of_it_is_forgotten_counts_right() {
     bench.retire("c").await;
     bench.fold().await;
     bench.deliver().await;
-    bench.store().tidy(2, bench.now()).await.unwrap();
+    bench.store().assemble(2, 2, bench.now()).await.unwrap();
     assert_eq!(standing(&bench).await, CohortStanding::Retiring);
     bench.full("c", "back", &["ann", "eve"]).await;
     let cohort = bench.cohort("c").await;

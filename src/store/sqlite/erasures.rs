@@ -36,6 +36,7 @@ impl Ledger {
                  ON CONFLICT DO UPDATE SET traits = traits OR excluded.traits, walked_through = 0",
             )?
             .execute(params![identifier, traits])?;
+        self.may_have_orders = true;
         Ok(known)
     }
 

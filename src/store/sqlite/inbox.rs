@@ -87,22 +87,62 @@ impl Ledger {
         Ok(())
     }
 
+    /// Looks for what the fold has to do next: see [`Store::assemble`](crate::store::Store::assemble).
+    pub fn assemble(
+        &mut self,
+        pages: usize,
+        people: usize,
+        now: Millis,
+    ) -> Result<Assembled, StoreError> {
+        let assembled = self.find_work(pages, people, now)?;
+        Ok(Assembled {
+            may_reroute: std::mem::take(&mut self.may_reroute),
+            ..assembled
+        })
+    }
+
+    fn find_work(
+        &mut self,
+        pages: usize,
+        people: usize,
+        now: Millis,
+    ) -> Result<Assembled, StoreError> {
+        // What an operator ordered was ordered before whatever comes now.
+        if self.carry_out(people, now)? {
+            return Ok(Assembled {
+                carried_out: true,
+                ..Assembled::default()
+            });
+        }
+        let whole = self.whole_session()?.map(Box::new);
+        if whole.is_some() {
+            return Ok(Assembled {
+                whole,
+                ..Assembled::default()
+            });
+        }
+        let taken = self.take_pages(pages, now)?;
+        Ok(Assembled {
+            tidied: taken.pages == 0 && taken.whole.is_none() && self.tidy(pages, now)? > 0,
+            ..taken
+        })
+    }
+
     /// Takes pages into their sessions, in order, until one makes a session whole.
-    pub fn assemble(&mut self, limit: usize, now: Millis) -> Result<Assembled, StoreError> {
+    fn take_pages(&mut self, limit: usize, now: Millis) -> Result<Assembled, StoreError> {
         let mut assembled = Assembled::default();
         let mut taken_through = self.taken_through()?;
-        while assembled.pages < limit && !assembled.whole {
+        while assembled.pages < limit && assembled.whole.is_none() {
             let Some(waiting) = self.next_waiting(taken_through)? else {
                 break;
             };
             let (seq, is_refused) = (waiting.seq, waiting.is_refused);
             match self.take(waiting, now)? {
                 Taken::Waits => {
-                    assembled.whole = true;
-                    assembled.left_out = true;
+                    assembled.whole = self.whole_session()?.map(Box::new);
                     break;
                 }
-                Taken::Whole => assembled.whole = true,
+                Taken::Whole => assembled.whole = self.whole_session()?.map(Box::new),
                 Taken::Held => {}
             }
             taken_through = seq;

@@ -41,6 +41,9 @@ pub struct Ledger {
     /// The session that the last page went to: a full sync has ten thousand pages, one after the
     /// other, and reading back all held ones for each would be quadratic.
     pub(super) last_session: Option<(SessionRef, Session)>,
+    /// Whether an operator's order may wait to be carried out: to look for one is to look at every
+    /// cohort.
+    pub(super) may_have_orders: bool,
     /// Bytes of the write-ahead log at which it is next copied into the file.
     checkpoint_at_bytes: u64,
 }
@@ -128,6 +131,7 @@ impl Ledger {
             traits: HashMap::new(),
             trait_keys: HashMap::new(),
             last_session: None,
+            may_have_orders: true,
             checkpoint_at_bytes: CHECKPOINT_BYTES,
         };
         ledger.look_up_routes()?;
@@ -140,6 +144,7 @@ impl Ledger {
         self.traits.clear();
         self.trait_keys.clear();
         self.last_session = None;
+        self.may_have_orders = true;
     }
 
     /// The destination of that name.

@@ -16,7 +16,7 @@ use self::writer::{Urgency, Writer};
 use super::{
     Applied, Assembled, Chunk, Claims, CohortRef, CohortView, Counted, DeadLetter,
     DeadLetterFilter, DestinationRules, HoldDecision, Judgement, MembershipView, PagePeople,
-    Recognised, SessionRef, Settlement, SourceRules, Store, StoreError, WholeSession,
+    Recognised, SessionRef, Settlement, SourceRules, Store, StoreError,
 };
 use crate::calls::{CallOrder, CallsCounted};
 use crate::canary::CanaryMemory;
@@ -318,28 +318,31 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn assemble(&self, limit: usize, now: Millis) -> Result<Assembled, StoreError> {
-        self.work(move |ledger| {
-            let assembled = ledger.assemble(limit, now)?;
-            Ok(Assembled {
-                may_reroute: std::mem::take(&mut ledger.may_reroute),
-                ..assembled
-            })
-        })
-        .await
+    async fn assemble(
+        &self,
+        pages: usize,
+        people: usize,
+        now: Millis,
+    ) -> Result<Assembled, StoreError> {
+        self.work(move |ledger| ledger.assemble(pages, people, now))
+            .await
     }
 
     async fn waiting_pages(&self) -> Result<u64, StoreError> {
         self.read(read::waiting_pages).await
     }
 
-    async fn whole_session(&self) -> Result<Option<WholeSession>, StoreError> {
-        self.work(Ledger::whole_session).await
-    }
-
-    async fn page_people(&self, session: SessionRef, page: u32) -> Result<PagePeople, StoreError> {
-        self.read(move |connection| people::page_people(connection, session, page))
-            .await
+    async fn page_people(
+        &self,
+        pages: Vec<(SessionRef, u32)>,
+    ) -> Result<Vec<PagePeople>, StoreError> {
+        self.read(move |connection| {
+            let people = pages
+                .iter()
+                .map(|(session, page)| people::page_people(connection, *session, *page));
+            people.collect()
+        })
+        .await
     }
 
     async fn rename_people(
@@ -390,20 +393,12 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn carry_out(&self, limit: usize, now: Millis) -> Result<bool, StoreError> {
-        self.work(move |ledger| ledger.carry_out(limit, now)).await
-    }
-
     async fn adopt_keys(&self, now: Millis) -> Result<(), StoreError> {
         while self
             .work(move |ledger| ledger.adopt_keys(PEOPLE_AT_ONCE, now))
             .await?
         {}
         Ok(())
-    }
-
-    async fn tidy(&self, limit: usize, now: Millis) -> Result<usize, StoreError> {
-        self.work(move |ledger| ledger.tidy(limit, now)).await
     }
 
     async fn exchange(

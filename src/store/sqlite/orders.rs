@@ -23,6 +23,7 @@ impl Ledger {
             HoldDecision::Approve => 1,
             HoldDecision::Discard => 2,
         };
+        self.may_have_orders = true;
         let mut held = 0;
         for cohort in cohorts {
             held += self
@@ -39,6 +40,7 @@ impl Ledger {
 
     /// Retires cohorts; how many people have the trait.
     pub fn retire(&mut self, cohorts: &[CohortRef]) -> Result<u64, StoreError> {
+        self.may_have_orders = true;
         let mut people = 0;
         for cohort in cohorts {
             people += self
@@ -61,12 +63,16 @@ impl Ledger {
         Ok(people)
     }
 
-    /// Carries out a piece of an order; whether there was one.
+    /// Carries out a piece of an order, of about `limit` people; whether there was one.
     pub fn carry_out(&mut self, limit: usize, now: Millis) -> Result<bool, StoreError> {
-        Ok(!self.is_session_under_way()?
-            && (self.erase_some(now)?
-                || self.decide_some(limit, now)?
-                || self.retire_some(limit, now)?))
+        if !self.may_have_orders || self.is_session_under_way()? {
+            return Ok(false);
+        }
+        let is_there = self.erase_some(now)?
+            || self.decide_some(limit, now)?
+            || self.retire_some(limit, now)?;
+        self.may_have_orders = is_there;
+        Ok(is_there)
     }
 
     /// Whether a session was applied in part, before a kill, say: what is decided on its removals

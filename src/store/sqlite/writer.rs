@@ -213,8 +213,7 @@ fn transaction(
     first: Job,
     queue: &Queue,
 ) -> (Vec<Reply>, Result<(), StoreError>) {
-    if let Err(error) = ledger.connection.execute_batch("BEGIN IMMEDIATE") {
-        let error = StoreError::from(error);
+    if let Err(error) = run_statement(&ledger.connection, "BEGIN IMMEDIATE") {
         return (vec![first(Err(&error))], Err(error));
     }
     let start = Instant::now();
@@ -238,13 +237,17 @@ fn commit(connection: &Connection) -> Result<(), StoreError> {
     if connection.is_autocommit() {
         return Err(StoreError::Full);
     }
-    connection.execute_batch("COMMIT").map_err(|error| {
+    run_statement(connection, "COMMIT").inspect_err(|_| {
         if !connection.is_autocommit() {
             // Where even that fails, the next BEGIN says so.
             let _ = connection.execute_batch("ROLLBACK");
         }
-        StoreError::from(error)
     })
+}
+
+fn run_statement(connection: &Connection, sql: &str) -> Result<(), StoreError> {
+    connection.prepare_cached(sql)?.execute([])?;
+    Ok(())
 }
 
 /// Runs a job so that its failure undoes its own writes and no others.
@@ -252,24 +255,15 @@ fn within_savepoint<R>(
     ledger: &mut Ledger,
     job: impl FnOnce(&mut Ledger) -> Result<R, StoreError>,
 ) -> Result<R, StoreError> {
-    ledger
-        .connection
-        .prepare_cached("SAVEPOINT job")?
-        .execute([])?;
+    run_statement(&ledger.connection, "SAVEPOINT job")?;
     let result = job(ledger);
     if ledger.connection.is_autocommit() {
         return Err(result.err().unwrap_or(StoreError::Full));
     }
     if result.is_err() {
         ledger.forget_cached();
-        ledger
-            .connection
-            .prepare_cached("ROLLBACK TO job")?
-            .execute([])?;
+        run_statement(&ledger.connection, "ROLLBACK TO job")?;
     }
-    ledger
-        .connection
-        .prepare_cached("RELEASE job")?
-        .execute([])?;
+    run_statement(&ledger.connection, "RELEASE job")?;
     result
 }
