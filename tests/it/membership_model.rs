@@ -371,13 +371,10 @@ impl Cohort {
         if held.is_some_and(|held| held != people) {
             let began_at = session.began_at;
             let is_old = session.pages[&number].1 < began_at;
-            session.pages.retain(|page, (_, heard_at)| {
-                if is_old {
-                    *heard_at >= began_at
-                } else {
-                    *page < number
-                }
-            });
+            // Nothing stays of before the silence, and of this pass what lies below the page.
+            session
+                .pages
+                .retain(|page, (_, heard_at)| *heard_at >= began_at && (is_old || *page < number));
         }
         session.pages.insert(number, (people.clone(), now));
         session.total = total;
