@@ -504,6 +504,7 @@ impl Cohort {
                 && session.run < self.run
                 && (!is_accepted(at) || self.repeats(session.run) || self.is_half(session.run))
                 && !taken.contains(&session.action)
+                && !taken.contains(&Action::Members)
         };
         let joining: Vec<usize> = (0..self.sessions.len())
             .filter(|at| is_heard && rejoins(*at))

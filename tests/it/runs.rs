@@ -215,6 +215,18 @@ async fn a_run_that_the_next_builds_on_is_confirmed() {
 }
 
 #[tokio::test]
+async fn a_half_that_becomes_whole_within_a_full_sync_is_no_part_of_it() {
+    let mut bench = accepted().await;
+    bench.clock.advance(HALF_AN_HOUR);
+    bench.take(page(Remove, "c", "r2", (1, 2), &["ann"])).await;
+    bench.take(page(Members, "c", "f3", (1, 2), &["ann"])).await;
+    bench.take(page(Remove, "c", "r2", (2, 2), &["bob"])).await;
+    bench.take(page(Members, "c", "f3", (2, 2), &["sue"])).await;
+    // It began before the full sync, which knows better.
+    assert_members(&mut bench, &["ann", "sue"]).await;
+}
+
+#[tokio::test]
 async fn a_run_whose_page_we_refused_in_the_end_is_undone() {
     let mut bench = accepted().await;
     refuse(&bench, Add, "a1", &["new", "x"]);

@@ -300,7 +300,7 @@ impl Ledger {
     /// Halves of earlier runs of which every page was heard again since the silence are part of the
     /// run under way, where that was begun or all heard again since then: halves of the runs that
     /// began again, those that were never accepted, and those that were only because their partner
-    /// was left out.
+    /// was left out. A full sync is no run that has halves.
     fn rejoin_all(&mut self, cohort: CohortRef) -> Result<(), StoreError> {
         let book = self.book(cohort)?;
         self.connection
@@ -316,7 +316,8 @@ impl Ledger {
                                   OR EXISTS (SELECT 1 FROM session AS partner
                                              WHERE partner.cohort = ?1 AND partner.run = again.run AND partner.is_left_out = 1)))
                    AND (?5 >= ?3 OR EXISTS (SELECT 1 FROM again WHERE run = ?2))
-                   AND action NOT IN (SELECT action FROM session WHERE cohort = ?1 AND run = ?2)",
+                   AND NOT EXISTS (SELECT 1 FROM session AS other
+                                   WHERE other.cohort = ?1 AND other.run = ?2 AND other.action IN (session.action, 'members'))",
             )?
             .execute(params![
                 cohort.0,
