@@ -148,6 +148,7 @@ struct Played {
     seed: u64,
     source: SourceName,
     model: Model,
+    ended_at: Millis,
 }
 
 /// A ledger that histories share.
@@ -240,6 +241,7 @@ impl Shared {
             seed,
             source,
             model,
+            ended_at: self.clock.now(),
         });
     }
 
@@ -297,8 +299,11 @@ impl Shared {
 
     /// Looks up everybody; the first history that ended otherwise than its model.
     async fn compare(&mut self) -> Result<(), Wrong> {
+        // Whatever run was under way is over by now.
+        self.clock.set(self.clock.now() + 30 * MINUTE);
+        self.fold_all().await;
         for played in &mut self.played {
-            played.model.rest(self.clock.now());
+            played.model.rest(played.ended_at + 30 * MINUTE);
         }
         for person in 0..PEOPLE {
             let mut here: BTreeMap<SourceName, BTreeSet<(u8, bool)>> = BTreeMap::new();

@@ -729,7 +729,7 @@ impl Cohort {
 
     /// A half that was left out of a run that is over counts as sent with nobody in it.
     fn close(&mut self, now: Millis, reuses_ids: bool) {
-        if self.misses_partner {
+        if self.misses_partner || now - self.run_began_at > 3 * 24 * 60 * MINUTE {
             return;
         }
         let of_run: Vec<_> = self

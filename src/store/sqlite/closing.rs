@@ -9,7 +9,7 @@ use super::sessions::stored_effect;
 use crate::clock::{Millis, millis};
 use crate::cohort::{Action, Half, SourceName};
 use crate::run::{LONGEST_PAUSE, PAUSE};
-use crate::store::{CohortRef, Effect, SessionRef, StoreError};
+use crate::store::{CohortRef, Effect, SESSION_EXPIRES, SessionRef, StoreError};
 
 impl Ledger {
     /// A run that is over and of which one half came: the other was left out, where empty ones are,
@@ -20,7 +20,9 @@ impl Ledger {
         book: &Book,
         now: Millis,
     ) -> Result<bool, StoreError> {
-        if book.misses_partner {
+        // What it may have had beside the one half is forgotten after that.
+        let is_forgotten = now - book.run_began_at > millis(SESSION_EXPIRES);
+        if book.misses_partner || is_forgotten {
             return Ok(false);
         }
         let Some((half, whole_at_seq)) = self.only_half(cohort, book.run)? else {
