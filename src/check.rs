@@ -5,11 +5,15 @@ use std::path::Path;
 
 use crate::app::{all_source_rules, open_store};
 use crate::clock::Clock;
+use crate::cohort::Target;
 use crate::config::{Database, Destination, Settings};
-use crate::flagsmith::{CANARY, Flagsmith, Storage};
+use crate::flagsmith::{CANARY, Disposition, Flagsmith, Storage};
 use crate::route::Routes;
 use crate::store::sqlite::{SCHEMA_VERSION, key_changes, route_changes, schema_version};
 use crate::store::{KeyChange, RouteChange, StoreError};
+
+/// The identity that is written to: the canary's own value is what `serve` knows an environment by.
+const CHECKED: &str = "cohort_bridge_check";
 
 /// One row of the table.
 struct Row {
@@ -188,15 +192,24 @@ async fn storage(destination: &Destination, clock: &dyn Clock) -> Row {
         }
     };
     let value = format!("check {}", clock.now());
-    let (works, detail) = match client.probe_storage(&value).await {
+    let found = client.probe_storage_of(CHECKED, &value).await;
+    // The identity stays: the API of the SDKs cannot remove one.
+    let removed = client.write(CHECKED, &[(CANARY, Target::Absent)]).await;
+    let left = match removed {
+        Disposition::Written { .. } => "removed again",
+        _ => "could not be removed again",
+    };
+    let (works, detail) = match found {
         Storage::Stays => (
             true,
-            format!("the key works; trait {CANARY} written to identity {CANARY} and read back"),
+            format!(
+                "the key works; trait {CANARY} written to identity {CHECKED}, read back and {left}"
+            ),
         ),
         Storage::StaysBlank => (
             true,
             format!(
-                "the key works; the environment hides sensitive data, so trait {CANARY} of identity {CANARY} is stored and not shown"
+                "the key works; the environment hides sensitive data, so trait {CANARY} of identity {CHECKED} was stored and not shown, and {left}"
             ),
         ),
         Storage::NotStored { reason } | Storage::Fails { reason } => (false, reason),

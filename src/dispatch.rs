@@ -33,6 +33,7 @@ mod canary;
 mod clerk;
 mod count;
 mod depth;
+mod rewrite;
 mod split;
 
 pub use call::ATTEMPTS;
@@ -63,6 +64,8 @@ pub struct Dispatch {
     blank_is_stored: AtomicBool,
     /// Wakes the clerk: what was settled is pending again.
     asserted_again: Notify,
+    /// Wakes who makes everything pending again: it was ordered.
+    rewrite_ordered: Notify,
     /// Wakes the canary: an answer does not look as if it were stored, or Flagsmith's.
     suspicion: Notify,
     /// Wakes the canary: much is unproven.
@@ -195,6 +198,7 @@ impl Dispatch {
             news: Notify::new(),
             blank_is_stored: AtomicBool::new(false),
             asserted_again: Notify::new(),
+            rewrite_ordered: Notify::new(),
             suspicion: Notify::new(),
             proof_wanted: Notify::new(),
             prove_after_calls: PROVE_AFTER_CALLS,
@@ -211,6 +215,9 @@ impl Dispatch {
     /// Delivers until `stop`; then finishes the calls under way and gives back the rest. `changes`
     /// says that the ledger changed.
     pub async fn run(self: Arc<Self>, changes: watch::Receiver<()>, stop: CancellationToken) {
+        let Some(watch) = self.recall_canaries(&stop).await else {
+            return;
+        };
         self.open_the_count(&stop).await;
         let no_more_calls = CancellationToken::new();
         let mut count = JoinSet::new();
@@ -225,7 +232,8 @@ impl Dispatch {
         }
         // Dropped with this future, it ends with it.
         let mut canary = JoinSet::new();
-        canary.spawn(Arc::clone(&self).send_canaries(stop.clone()));
+        canary.spawn(Arc::clone(&self).send_canaries(watch, stop.clone()));
+        canary.spawn(Arc::clone(&self).write_everything_again(stop.clone()));
         self.keep_the_desk(changes, stop).await;
         // At once: the grace may end before a call that hangs does.
         self.settle_the_rest().await;

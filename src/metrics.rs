@@ -416,6 +416,7 @@ mod tests {
             refusal: None,
             destinations: vec![DestinationStatus {
                 name: "production".into(),
+                warning: None,
                 state: DestinationState::Halted {
                     reason: "wrong key".into(),
                 },

@@ -147,6 +147,13 @@ impl StandIn {
         self.world.environments[0].identity(identifier)
     }
 
+    /// Forgets everything stored in the environment of this key, as when it is made anew.
+    pub fn wipe(&self, key: &str) {
+        if let Some((environment, _)) = self.world.environment(key) {
+            environment.wipe();
+        }
+    }
+
     /// Turns a setting of the environment of this key on or off; takes effect at once.
     pub fn switch(&self, key: &str, switch: Switch, on: bool) {
         if let Some((environment, _)) = self.world.environment(key) {
@@ -218,6 +225,12 @@ impl StandIn {
     /// Lets every call go that [`Fault::Hold`] holds now.
     pub fn release(&self) {
         self.world.faults.release();
+    }
+
+    /// Applies one write of those that [`Fault::LandLate`] and [`Fault::CloseAndLandLate`] keep
+    /// back, counted from the oldest; whether there are so many.
+    pub fn land_late_write(&self, at: usize) -> bool {
+        self.world.land_late_write(at)
     }
 
     /// Applies every write that [`Fault::LandLate`] kept back, in order of arrival, and returns

@@ -161,6 +161,7 @@ impl DestinationState {
 pub struct DestinationHealth {
     name: DestinationName,
     state: Mutex<DestinationState>,
+    warning: Mutex<Option<Arc<str>>>,
     in_flight: AtomicUsize,
     in_flight_limit: AtomicUsize,
     meter: OnceLock<Arc<Meter>>,
@@ -172,6 +173,7 @@ impl DestinationHealth {
         DestinationHealth {
             name,
             state: Mutex::default(),
+            warning: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             in_flight_limit: AtomicUsize::new(0),
             meter: OnceLock::new(),
@@ -189,6 +191,11 @@ impl DestinationHealth {
         let news = *held != state;
         *held = state;
         news
+    }
+
+    /// Says what somebody should look at, though calls go out; `None` where there is nothing.
+    pub fn warn(&self, warning: Option<Arc<str>>) {
+        *self.warning.lock().unwrap_or_else(PoisonError::into_inner) = warning;
     }
 
     /// Says how many calls are under way.
@@ -216,6 +223,11 @@ impl DestinationHealth {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
+            warning: self
+                .warning
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             in_flight_limit: self.in_flight_limit.load(Ordering::Relaxed),
             calls: self.meter.get().map(|meter| meter.view()),
@@ -230,6 +242,8 @@ pub struct DestinationStatus {
     pub name: DestinationName,
     /// How delivery goes.
     pub state: DestinationState,
+    /// What somebody should look at, though calls go out.
+    pub warning: Option<Arc<str>>,
     /// Calls under way.
     pub in_flight: usize,
     /// Calls that the pace allows at once.

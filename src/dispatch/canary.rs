@@ -6,23 +6,34 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
 
 use super::{AFTER_FAILURE, Dispatch};
-use crate::canary::{CANARY_AGAIN, CanaryMemory, Marks, SETTINGS_SPREAD_IN, is_mended};
+use crate::canary::{
+    CANARY_AGAIN, CanaryMemory, Environment, Marks, SETTINGS_SPREAD_IN, Why, is_mended, value,
+};
 use crate::clock::{Millis, millis};
+use crate::config::Destination;
 use crate::flagsmith::Storage;
 use crate::gate::Signal;
 use crate::store::StoreError;
 
+/// How long a warning of an environment that is not as it should be is shown, in milliseconds.
+const WARNED_FOR: Millis = 24 * 3_600_000;
+
 /// What is known of the canaries so far.
-struct Watch {
+pub(super) struct Watch {
     memory: CanaryMemory,
     marks: Marks,
     /// Since when a canary stays again, after none did.
     good_since: Option<Millis>,
     /// What the last canary was read back as, where that was not what was written.
     unseen: Option<Option<String>>,
+    /// Whether a canary was good since the start.
+    had_a_good_one: bool,
+    /// When the last warning was given.
+    warned_at: Option<Millis>,
 }
 
 impl Watch {
@@ -32,6 +43,8 @@ impl Watch {
             marks: Marks::default(),
             good_since: None,
             unseen: None,
+            had_a_good_one: false,
+            warned_at: None,
         }
     }
 }
@@ -39,14 +52,7 @@ impl Watch {
 impl Dispatch {
     /// Proves now and then that a written trait stays: at the start, every interval, after many
     /// writes, and where an answer is suspicious.
-    pub(super) async fn send_canaries(self: Arc<Self>, stop: CancellationToken) {
-        let Some(memory) = self.recall_canary(&stop).await else {
-            return;
-        };
-        if let Some(reason) = &memory.doubted {
-            self.halt_for_canary(reason);
-        }
-        let mut watch = Watch::new(memory);
+    pub(super) async fn send_canaries(self: Arc<Self>, mut watch: Watch, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let asked_at = self.clock.now();
             let again = match self.ask_canary(&mut watch).await {
@@ -71,20 +77,35 @@ impl Dispatch {
         }
     }
 
-    async fn recall_canary(&self, stop: &CancellationToken) -> Option<CanaryMemory> {
-        while !stop.is_cancelled() {
+    /// What is known of earlier canaries; `None` where it is stopped. Where they found that nothing
+    /// stays, delivery begins halted.
+    pub(super) async fn recall_canaries(&self, stop: &CancellationToken) -> Option<Watch> {
+        let mut memory = loop {
+            if stop.is_cancelled() {
+                return None;
+            }
             match self.store.canary_memory(&self.destination.name).await {
-                Ok(memory) => return Some(memory),
+                Ok(memory) => break memory,
                 Err(error) => {
-                    tracing::error!(destination = %self.destination.name, %error, "the canary waits: the ledger cannot be read");
+                    tracing::error!(destination = %self.destination.name, %error, "delivery waits: the ledger cannot be read");
                 }
             }
             tokio::select! {
                 () = self.clock.sleep_until(self.clock.now() + AFTER_FAILURE) => {}
                 () = stop.cancelled() => {}
             }
+        };
+        if let Some(reason) = &memory.doubted {
+            self.halt_for_canary(reason);
         }
-        None
+        let Destination {
+            api_url,
+            environment_key,
+            ..
+        } = &*self.destination;
+        let settings = format!("{api_url} {}", environment_key.expose_secret());
+        memory.settings_are(self.hash.of(&settings).to_string());
+        Some(Watch::new(memory))
     }
 
     /// Sends one canary and draws the conclusions; how long until the next.
@@ -94,7 +115,17 @@ impl Dispatch {
         // Before it is sent: it proves nothing about what is written after it.
         let mark = self.store.unproven_through(destination).await?;
         watch.marks.take(began, mark);
-        let found = self.client.probe_storage(&self.canary_value()).await;
+        match self.client.canary().await {
+            Ok(shown) => self.judge_environment(watch, shown.as_deref()).await?,
+            Err(Storage::Unreachable { error, .. }) => {
+                tracing::debug!(%destination, %error, "canary not answered");
+                return Ok(millis(CANARY_AGAIN));
+            }
+            // Writing it will tell more.
+            Err(_) => {}
+        }
+        let value = value(self.store.ledger_id(), watch.memory.number + 1, began);
+        let found = self.client.probe_storage(&value).await;
         let unseen = watch.unseen.take();
         match found {
             Storage::Stays => self.canary_stays(watch, began, false).await,
@@ -125,9 +156,62 @@ impl Dispatch {
         }
     }
 
-    /// Names this ledger, and is another one each time.
-    fn canary_value(&self) -> String {
-        format!("{} {}", self.store.ledger_id(), self.clock.now())
+    /// What the canary that is there says before another is written over it.
+    async fn judge_environment(
+        &self,
+        watch: &mut Watch,
+        shown: Option<&str>,
+    ) -> Result<(), StoreError> {
+        let ledger = self.store.ledger_id();
+        let environment = watch.memory.judge(ledger, shown, !watch.had_a_good_one);
+        if environment == Environment::Known {
+            // Whatever was found meanwhile was not the environment's: a proxy answered, say.
+            watch.memory.found = None;
+        }
+        match environment {
+            Environment::Known | Environment::Same => {
+                let now = self.clock.now();
+                if watch.warned_at.is_some_and(|at| now - at > WARNED_FOR) {
+                    watch.warned_at = None;
+                    self.health.warn(None);
+                }
+            }
+            Environment::Other(why) => {
+                if watch.memory.found.is_none() {
+                    // Before the canary is overwritten: a kill must not forget it.
+                    watch.memory.found = Some(why);
+                    self.remember(watch).await?;
+                }
+            }
+            Environment::Shared { with } => {
+                let warning = if with == ledger {
+                    format!(
+                        "two bridges share this environment, with copies of one ledger ({ledger}): stop one, for each undoes what the other writes"
+                    )
+                } else {
+                    format!(
+                        "two bridges share this environment: their ledgers are {ledger} (this one) and {with}. Where both have a trait key, each undoes what the other writes: give each an environment of its own, or stop one"
+                    )
+                };
+                self.warn(watch, &warning);
+            }
+        }
+        Ok(())
+    }
+
+    fn warn(&self, watch: &mut Watch, warning: &str) {
+        tracing::warn!(destination = %self.destination.name, "{warning}");
+        self.health.warn(Some(warning.into()));
+        watch.warned_at = Some(self.clock.now());
+    }
+
+    /// The environment proved to be another one: it is told everything.
+    async fn follow(&self, watch: &mut Watch, why: Why) -> Result<(), StoreError> {
+        self.store.order_rewrite(&self.destination.name).await?;
+        self.rewrite_ordered.notify_one();
+        self.warn(watch, &format!("{why}. Everything is written again"));
+        watch.memory.followed(why);
+        Ok(())
     }
 
     async fn canary_stays(
@@ -138,6 +222,17 @@ impl Dispatch {
     ) -> Result<Millis, StoreError> {
         let destination = &self.destination.name;
         self.blank_is_stored.store(blank, Ordering::Relaxed);
+        watch.had_a_good_one = true;
+        match watch.memory.found.clone() {
+            // Nothing is shown there, so nothing is missed.
+            Some(Why::Empty) if blank => watch.memory.found = None,
+            Some(why) => self.follow(watch, why).await?,
+            None => {}
+        }
+        if !blank {
+            watch.memory.succeeded();
+        }
+        self.remember(watch).await?;
         if let Some(reason) = watch.memory.doubted.clone() {
             // Calls that were under way may have ended since.
             self.write_again(watch).await?;

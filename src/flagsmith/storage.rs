@@ -163,21 +163,37 @@ impl Flagsmith {
         }
     }
 
+    /// The canary's value as it is shown now; `None` where there is none, or none is shown.
+    ///
+    /// # Errors
+    /// [`Storage::Fails`] and [`Storage::Unreachable`].
+    pub async fn canary(&self) -> Result<Option<String>, Storage> {
+        match self.read_traits(CANARY).await {
+            Ok(read) => Ok(canary_in(&read).and_then(Value::as_str).map(str::to_owned)),
+            Err(trouble) => Err(trouble.without(self.key()).into()),
+        }
+    }
+
     /// Writes `value` to the [`CANARY`] and reads it back. `value` must differ from what earlier
     /// calls wrote, else an old value would pass for the new one.
     pub async fn probe_storage(&self, value: &str) -> Storage {
-        match self.try_probe(value).await {
+        self.probe_storage_of(CANARY, value).await
+    }
+
+    /// The same with the canary's trait on another identity.
+    pub async fn probe_storage_of(&self, identifier: &str, value: &str) -> Storage {
+        match self.try_probe(identifier, value).await {
             Ok(found) => found,
             Err(trouble) => trouble.without(self.key()).into(),
         }
     }
 
-    async fn try_probe(&self, value: &str) -> Result<Storage, Trouble> {
+    async fn try_probe(&self, identifier: &str, value: &str) -> Result<Storage, Trouble> {
         let wanted = Value::from(value);
         let echo_is_blank = match self.kind {
-            Kind::Sdk => Some(self.write_canary(value).await?),
+            Kind::Sdk => Some(self.write_canary(identifier, value).await?),
             // As everything else is written there, so that it proves that way.
-            Kind::CoreBulk => match self.write_canary_in_bulk(&wanted).await? {
+            Kind::CoreBulk => match self.write_canary_in_bulk(identifier, &wanted).await? {
                 BlankVerdict::Stored => None,
                 BlankVerdict::NotStored { reason } => return Ok(Storage::NotStored { reason }),
                 BlankVerdict::Later {
@@ -191,7 +207,7 @@ impl Flagsmith {
         };
         let mut waits = READ_AGAIN_AFTER.into_iter();
         loop {
-            let answer = match self.show(CANARY).await {
+            let answer = match self.show(identifier).await {
                 // The same key wrote a moment ago: a refused read says nothing about storage.
                 Err(Trouble::Halt { reason }) => {
                     return Ok(Storage::Unreachable {
@@ -201,7 +217,7 @@ impl Flagsmith {
                 }
                 other => other?,
             };
-            let read = match echo::traits(&answer.body, CANARY) {
+            let read = match echo::traits(&answer.body, identifier) {
                 Ok(read) => read,
                 Err(Trouble::Halt { reason: error } | Trouble::Refused { error }) => {
                     return Ok(Storage::Unseen { shown: None, error });
@@ -219,29 +235,33 @@ impl Flagsmith {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => {
                     let shown = shown.and_then(Value::as_str).map(str::to_owned);
-                    return Ok(self.why_unseen(blank, &wanted, shown).await);
+                    return Ok(self.why_unseen(identifier, blank, &wanted, shown).await);
                 }
             }
         }
     }
 
     /// Whether the echo of the written canary shows nothing at all.
-    async fn write_canary(&self, value: &str) -> Result<bool, Trouble> {
+    async fn write_canary(&self, identifier: &str, value: &str) -> Result<bool, Trouble> {
         let body = json(&Identity {
-            identifier: CANARY,
+            identifier,
             traits: [Sent(CANARY, value)],
         })?;
         let answer = self
             .call(&Method::POST, &self.identities, Some(&body))
             .await?;
-        Ok(echo::traits(&answer.body, CANARY)?.is_empty())
+        Ok(echo::traits(&answer.body, identifier)?.is_empty())
     }
 
     /// What the echo of the canary shows; unlike the identities endpoint, this one says outright where
     /// it does not store, and so nothing will have counted as written.
-    async fn write_canary_in_bulk(&self, value: &Value) -> Result<BlankVerdict, Trouble> {
+    async fn write_canary_in_bulk(
+        &self,
+        identifier: &str,
+        value: &Value,
+    ) -> Result<BlankVerdict, Trouble> {
         let row = Row {
-            identity: RowIdentity { identifier: CANARY },
+            identity: RowIdentity { identifier },
             trait_key: CANARY,
             trait_value: value,
         };
@@ -257,8 +277,14 @@ impl Flagsmith {
     }
 
     /// Why the canary cannot be read back, judged by `traits/bulk/`.
-    async fn why_unseen(&self, blank: bool, wanted: &Value, shown: Option<String>) -> Storage {
-        match self.judge_by_bulk(CANARY, CANARY, wanted).await {
+    async fn why_unseen(
+        &self,
+        identifier: &str,
+        blank: bool,
+        wanted: &Value,
+        shown: Option<String>,
+    ) -> Storage {
+        match self.judge_by_bulk(identifier, CANARY, wanted).await {
             BlankVerdict::Stored if blank => Storage::StaysBlank,
             BlankVerdict::Stored => Storage::Unseen {
                 shown,

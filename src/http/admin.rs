@@ -488,7 +488,7 @@ mod tests {
             body,
             json!({"version": env!("CARGO_PKG_VERSION"), "ledger": "ok", "backlog": 0,
                 "destinations": [{"name": "production", "state": "halted",
-                    "reason": "wrong key", "in_flight": 2, "in_flight_limit": 16,
+                    "reason": "wrong key", "warning": null, "in_flight": 2, "in_flight_limit": 16,
                     "calls": {"month": "1970-01", "made": 0, "budget": 1_000, "forecast": 5}}]})
         );
         desk.store.fail_with(Some(|| StoreError::Full));

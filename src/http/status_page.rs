@@ -225,11 +225,22 @@ fn state_cell(f: &mut Formatter<'_>, destination: &DestinationStatus) -> fmt::Re
         DestinationState::BackingOff { .. } => (Mood::Busy, "trying again"),
         DestinationState::Halted { .. } => (Mood::Bad, "halted"),
     };
-    match destination.state.reason() {
-        None => cell(f, "State", mood.class(), &words),
-        Some(reason) => {
-            let reason = Text(reason);
-            cell(f, "State", mood.class(), &format_args!("{words}: {reason}"))
+    let said = destination.state.reason();
+    match (said, destination.warning.as_deref()) {
+        (None, None) => cell(f, "State", mood.class(), &words),
+        (Some(said), None) => {
+            let said = Text(said);
+            cell(f, "State", mood.class(), &format_args!("{words}: {said}"))
+        }
+        (None, Some(warning)) => {
+            let warning = Text(warning);
+            let words = format_args!("{words}. Warning: {warning}");
+            cell(f, "State", Mood::Busy.class(), &words)
+        }
+        (Some(said), Some(warning)) => {
+            let (said, warning) = (Text(said), Text(warning));
+            let words = format_args!("{words}: {said}. Warning: {warning}");
+            cell(f, "State", mood.class(), &words)
         }
     }
 }
@@ -359,6 +370,7 @@ mod tests {
             refusal: None,
             destinations: vec![DestinationStatus {
                 name: "production".into(),
+                warning: None,
                 state,
                 in_flight: 1_234,
                 in_flight_limit: 2_048,

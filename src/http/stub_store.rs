@@ -241,6 +241,19 @@ impl Store for StubStore {
         unreachable!("the handlers send no canaries")
     }
 
+    async fn order_rewrite(&self, _: &DestinationName) -> Result<(), StoreError> {
+        unreachable!("the handlers send no canaries")
+    }
+
+    async fn rewrite_some(
+        &self,
+        _: &DestinationName,
+        _: usize,
+        _: Millis,
+    ) -> Result<bool, StoreError> {
+        unreachable!("the handlers send no canaries")
+    }
+
     async fn canary_memory(&self, _: &DestinationName) -> Result<CanaryMemory, StoreError> {
         unreachable!("the handlers send no canaries")
     }

@@ -128,6 +128,14 @@ impl Ask<'_> {
         reply
     }
 
+    /// The answer of something that knows no more than the request.
+    pub fn mimic(&self) -> Reply {
+        match self.queried() {
+            Some(identifier) => Reply::value(200, &json!({"identifier": identifier, "traits": []})),
+            None => Reply::json(200, self.body.to_vec()),
+        }
+    }
+
     fn queried(&self) -> Option<String> {
         url::form_urlencoded::parse(self.query.as_bytes())
             .filter(|(name, _)| name == "identifier")

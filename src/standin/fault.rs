@@ -41,6 +41,11 @@ pub enum Fault {
     /// No answer ever; stored by
     /// [`StandIn::land_late_writes`](super::StandIn::land_late_writes).
     LandLate,
+    /// The connection closes without an answer; stored as [`Fault::LandLate`].
+    CloseAndLandLate,
+    /// A 200 made of the request alone, as a proxy or a mock answers that stands in Flagsmith's
+    /// place: traits are shown as sent, a read shows none. Nothing is stored.
+    Mimic,
 }
 
 impl Fault {

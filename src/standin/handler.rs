@@ -99,6 +99,13 @@ pub(super) async fn handle(
             drop(in_flight);
             world.faults.hang().await
         }
+        Fault::Mimic => ask.mimic(),
+        Fault::CloseAndLandLate => {
+            world.traffic.count(endpoint, 0);
+            world.keep_late(ask.into_owned());
+            drop(in_flight);
+            return cut(&request, b"");
+        }
         Fault::CloseBeforeStoring => {
             world.traffic.count(endpoint, 0);
             drop(in_flight);

@@ -136,6 +136,17 @@ impl World {
         lock(&self.late).push(ask);
     }
 
+    pub fn land_late_write(&self, at: usize) -> bool {
+        let mut late = lock(&self.late);
+        if at >= late.len() {
+            return false;
+        }
+        let ask = late.remove(at);
+        drop(late);
+        ask.answer(self);
+        true
+    }
+
     pub fn land_late_writes(&self) -> usize {
         let late = std::mem::take(&mut *lock(&self.late));
         for ask in &late {
@@ -213,6 +224,12 @@ impl LiveEnvironment {
             }
         }
         writes
+    }
+
+    pub fn wipe(&self) {
+        for shard in &self.shards {
+            lock(shard).clear();
+        }
     }
 
     pub fn identity(&self, identifier: &str) -> Option<BTreeMap<String, Value>> {

@@ -576,6 +576,19 @@ pub trait Store: Send + Sync + 'static {
     /// kill another call goes on. Returns how many traits.
     async fn doubt(&self, destination: &DestinationName, now: Millis) -> Result<u64, StoreError>;
 
+    /// Orders that everything is made pending again for a destination: [`Store::rewrite_some`] does
+    /// it. Where that is under way already, it begins anew.
+    async fn order_rewrite(&self, destination: &DestinationName) -> Result<(), StoreError>;
+
+    /// Carries out a piece of what was ordered, about `limit` people; whether there was anything to
+    /// do. Killed anywhere, it goes on where it was.
+    async fn rewrite_some(
+        &self,
+        destination: &DestinationName,
+        limit: usize,
+        now: Millis,
+    ) -> Result<bool, StoreError>;
+
     /// What is remembered of the destination's canaries.
     async fn canary_memory(
         &self,

@@ -568,7 +568,7 @@ async fn check_says_whether_a_written_trait_stays() {
         "it names the identity"
     );
     let known: Vec<_> = stand_in.identities().into_keys().collect();
-    assert_eq!(known, ["cohort_bridge_canary"]);
+    assert_eq!(known, ["cohort_bridge_check"]);
     assert!(
         folder.path().join("ledger.db").exists(),
         "the ledger is migrated"

@@ -35,19 +35,25 @@ async fn bridge(stand_in: &Arc<StandIn>, change: impl FnOnce(&mut Bridge)) -> Br
     bridge
 }
 
+/// Canaries that were read back.
+fn read_back(bridge: &Bridge) -> u64 {
+    // Each is looked at before, too.
+    bridge.stand_in.calls_to(Endpoint::Read) / 2
+}
+
 /// Waits until so many canaries were read back in all; the clock stands still.
 async fn canaries(bridge: &Bridge, count: u64) {
     eventually("a canary", async || {
-        (bridge.stand_in.calls_to(Endpoint::Read) >= count).then_some(())
+        (read_back(bridge) >= count).then_some(())
     })
     .await;
 }
 
 /// Lets time pass, so much at a time, until so many canaries more were read back.
 async fn more_canaries(bridge: &Bridge, count: u64, step: Duration) {
-    let before = bridge.stand_in.calls_to(Endpoint::Read);
+    let before = read_back(bridge);
     eventually("a canary", async || {
-        if bridge.stand_in.calls_to(Endpoint::Read) >= before + count {
+        if read_back(bridge) >= before + count {
             return Some(());
         }
         bridge.clock.advance(step);
@@ -445,4 +451,162 @@ async fn a_call_that_was_not_made_brings_nothing_back_that_is_doubted() {
         .await;
     ledger.new_fold().run_until_idle().await.unwrap();
     assert_eq!(pending(&ledger).await, 3);
+}
+
+/// What answers as if it stored what it does not, and what brings it to reason.
+struct Liar {
+    name: &'static str,
+    key: &'static str,
+    switches: &'static [Switch],
+    begin: fn(&StandIn),
+    end: fn(&StandIn),
+    reason: &'static str,
+}
+
+const LIARS: [Liar; 5] = [
+    Liar {
+        name: "an organisation that stores no traits",
+        key: "ser.main",
+        switches: &[Switch::StoresTraits],
+        begin: |stand_in| stand_in.switch("ser.main", Switch::StoresTraits, false),
+        end: |stand_in| stand_in.switch("ser.main", Switch::StoresTraits, true),
+        reason: "'Persist trait data'",
+    },
+    Liar {
+        name: "the same where sensitive data are hidden",
+        key: "ser.main",
+        switches: &[Switch::StoresTraits, Switch::HidesSensitiveData],
+        begin: |stand_in| stand_in.switch("ser.main", Switch::StoresTraits, false),
+        end: |stand_in| stand_in.switch("ser.main", Switch::StoresTraits, true),
+        reason: "'Persist trait data'",
+    },
+    Liar {
+        name: "a barred client key where sensitive data are hidden",
+        key: "client-main",
+        switches: &[
+            Switch::StoresTraits,
+            Switch::ClientMaySetTraits,
+            Switch::HidesSensitiveData,
+        ],
+        begin: |stand_in| stand_in.switch("ser.main", Switch::ClientMaySetTraits, false),
+        end: |stand_in| stand_in.switch("ser.main", Switch::ClientMaySetTraits, true),
+        reason: "'Allow client SDKs to set user traits'",
+    },
+    Liar {
+        name: "something that answers in Flagsmith's place",
+        key: "ser.main",
+        switches: &[Switch::StoresTraits],
+        begin: |stand_in| stand_in.fault(Fault::Mimic),
+        end: StandIn::clear_faults,
+        reason: "something before Flagsmith answers in its place",
+    },
+    Liar {
+        name: "something that answers writes in Flagsmith's place",
+        key: "ser.main",
+        switches: &[Switch::StoresTraits],
+        begin: |stand_in| {
+            stand_in.fault_for(|call| (call.endpoint != Endpoint::Read).then_some(Fault::Mimic));
+        },
+        end: StandIn::clear_faults,
+        reason: "something before Flagsmith answers in its place",
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_only_seems_to_store_is_found_out_and_all_is_written_once_it_does() {
+    for liar in LIARS {
+        let name = liar.name;
+        let stand_in = Arc::new(
+            StandIn::start(StandInOptions {
+                environments: vec![environment("main", liar.switches)],
+                ..StandInOptions::default()
+            })
+            .unwrap(),
+        );
+        let mut bridge = bridge(&stand_in, |bridge| {
+            bridge.destination.environment_key = liar.key.into();
+        })
+        .await;
+        let before = people("p", 30);
+        bridge
+            .send(&page_without_info("add_members", "c", &before))
+            .await;
+        bridge.settled().await;
+        more_canaries(&bridge, 3, 5 * MINUTE).await;
+
+        (liar.begin)(&stand_in);
+        bridge
+            .send(&page_without_info("remove_members", "c", &before[..10]))
+            .await;
+        bridge.settled().await;
+        assert_eq!(bridge.stored("p0000", "c"), Some(true), "{name}");
+        let reason = halted_in_time(&bridge).await;
+        assert!(reason.contains(liar.reason), "{name}: {reason}");
+        eventually("nothing counts as written", async || {
+            (bridge.pending().await == 10).then_some(())
+        })
+        .await;
+
+        (liar.end)(&stand_in);
+        settled_in_time(&bridge).await;
+        for (at, person) in before.iter().enumerate() {
+            assert_eq!(
+                bridge.stored(person, "c"),
+                Some(at >= 10),
+                "{name}: {person}"
+            );
+        }
+        let calls = stand_in.calls_by_trait();
+        assert_eq!(
+            calls[&key("c")],
+            40,
+            "{name}: nothing else is written again"
+        );
+        assert_eq!(bridge.warning(), "", "{name}");
+        bridge.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hidden_data_that_are_stored_are_no_reason_to_halt() {
+    let stand_in = stand_in();
+    let mut bridge = bridge(&stand_in, |_| {}).await;
+    bridge
+        .send(&page_without_info("add_members", "c", &["ann"]))
+        .await;
+    bridge.settled().await;
+    // The canary that was there is shown no longer: it is no other environment for that.
+    stand_in.switch("ser.main", Switch::HidesSensitiveData, true);
+    bridge
+        .send(&page_without_info("add_members", "c", &["bob"]))
+        .await;
+    bridge.settled().await;
+    more_canaries(&bridge, 3, 5 * MINUTE).await;
+    assert_eq!((bridge.halted(), bridge.warning()), (None, String::new()));
+    assert!(bridge.is_settled().await);
+    assert_eq!(
+        stand_in.calls_by_trait()[&key("c")],
+        3,
+        "bob is judged by a second call"
+    );
+    assert_eq!(bridge.stored("bob", "c"), Some(true));
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_in_page_counts_for_nothing() {
+    let stand_in = stand_in();
+    let mut bridge = bridge(&stand_in, |_| {}).await;
+    stand_in.fault(Fault::log_in_page());
+    bridge
+        .send(&page_without_info("add_members", "c", &["ann", "bob"]))
+        .await;
+    let reason = halted_in_time(&bridge).await;
+    assert!(reason.contains("is not Flagsmith's"), "{reason}");
+    assert_eq!(bridge.written().await, 0);
+    stand_in.clear_faults();
+    settled_in_time(&bridge).await;
+    assert_eq!(bridge.written().await, 2);
+    assert_eq!(stand_in.calls_by_trait()[&key("c")], 2);
+    bridge.stop().await;
 }

@@ -389,6 +389,7 @@ mod tests {
             name: "production".into(),
             state: "ok".into(),
             reason: None,
+            warning: None,
             in_flight: 0,
             in_flight_limit: 64,
             calls: None,

@@ -54,6 +54,9 @@ pub struct DestinationReply {
     /// Why it is not `ok`.
     #[schema(required)]
     pub reason: Option<String>,
+    /// What somebody should look at, though calls go out.
+    #[schema(required)]
+    pub warning: Option<String>,
     /// Calls under way.
     pub in_flight: usize,
     /// Calls that may be under way at once: what the destination was found to bear.
@@ -86,6 +89,7 @@ impl DestinationReply {
             name: status.name.to_string(),
             state: status.state.as_str().to_owned(),
             reason: status.state.reason().map(str::to_owned),
+            warning: status.warning.as_deref().map(str::to_owned),
             in_flight: status.in_flight,
             in_flight_limit: status.in_flight_limit,
             calls: status.calls.map(|calls| CallsReply {

@@ -45,6 +45,7 @@ mod pending;
 mod people;
 mod read;
 mod refusals;
+mod rewrite;
 mod routes;
 mod rows;
 mod runs;
@@ -487,6 +488,22 @@ impl Store for SqliteStore {
                 None => return Ok(traits),
             }
         }
+    }
+
+    async fn order_rewrite(&self, destination: &DestinationName) -> Result<(), StoreError> {
+        let name = destination.clone();
+        self.work(move |ledger| ledger.order_rewrite(&name)).await
+    }
+
+    async fn rewrite_some(
+        &self,
+        destination: &DestinationName,
+        limit: usize,
+        now: Millis,
+    ) -> Result<bool, StoreError> {
+        let name = destination.clone();
+        self.work(move |ledger| ledger.rewrite_some(&name, limit, now))
+            .await
     }
 
     async fn canary_memory(

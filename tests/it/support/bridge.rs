@@ -115,6 +115,25 @@ impl Bridge {
         reason.filter(|_| status.state.as_str() == "halted")
     }
 
+    /// What somebody should look at.
+    pub fn warning(&self) -> String {
+        self.status()
+            .warning
+            .as_deref()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// A copy of the ledger of a bridge that does not run.
+    pub fn backup(&self) -> Vec<u8> {
+        std::fs::read(self.ledger()).unwrap()
+    }
+
+    /// Puts it back.
+    pub fn restore(&self, backup: &[u8]) {
+        std::fs::write(self.ledger(), backup).unwrap();
+    }
+
     /// Ends everything at once: what is under way stays as it is.
     pub async fn kill(&mut self) {
         let mut running = self.running.take().expect("it runs");
@@ -182,6 +201,11 @@ impl Bridge {
             None
         })
         .await;
+    }
+
+    /// The ledger's name.
+    pub fn ledger_id(&self) -> String {
+        self.running().store.ledger_id().to_owned()
     }
 
     /// The value of a person's trait in the environment of this bridge's key.
