@@ -79,17 +79,33 @@ pub const PROVE_AFTER_CALLS: usize = 100_000;
 /// Other ledgers that are remembered at most.
 const MOST_OTHERS: usize = 16;
 
-/// A canary's value: which ledger wrote it, how many of its canaries were good before it, and when.
-pub fn value(ledger: &str, number: u64, now: Millis) -> String {
-    format!("{ledger} {number} {now}")
+/// Who writes a canary. Two destinations of one ledger may lead to one environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writer<'a> {
+    /// The ledger's name.
+    pub ledger: &'a str,
+    /// The destination's.
+    pub destination: &'a str,
 }
 
-/// The ledger and the number of a canary's value; `None` where no bridge wrote it. What an earlier
-/// version wrote has no number.
-fn read(value: &str) -> Option<(&str, Option<u64>)> {
-    let fields: Vec<_> = value.split(' ').collect();
+/// A canary's value: which ledger wrote it, how many of its canaries were good with it, when, and of
+/// which destination.
+pub fn value(writer: Writer<'_>, number: u64, now: Millis) -> String {
+    let Writer {
+        ledger,
+        destination,
+    } = writer;
+    format!("{ledger} {number} {now} {destination}")
+}
+
+/// Who wrote a canary's value, and its number; `None` where no bridge did. What an earlier version
+/// wrote has neither number nor destination.
+fn read(value: &str) -> Option<(&str, Option<(u64, &str)>)> {
+    let fields: Vec<_> = value.splitn(4, ' ').collect();
     match fields[..] {
-        [ledger, number, _at] => Some((ledger, Some(number.parse().ok()?))),
+        [ledger, number, _at, destination] => {
+            Some((ledger, Some((number.parse().ok()?, destination))))
+        }
         [ledger, at] if ledger != "check" => at.parse::<u64>().ok().map(|_| (ledger, None)),
         _ => None,
     }
@@ -148,7 +164,8 @@ impl CanaryMemory {
     /// What the canary that is there before the next one is written says of the environment.
     /// `is_first` before this process had a good one: settings are read at the start, so only then
     /// can the environment be one that the ledger knows from before.
-    pub fn judge(&self, ledger: &str, shown: Option<&str>, is_first: bool) -> Environment {
+    pub fn judge(&self, writer: Writer<'_>, shown: Option<&str>, is_first: bool) -> Environment {
+        let ledger = writer.ledger;
         let Some(shown) = shown else {
             return match self.number {
                 0 => Environment::Same,
@@ -165,16 +182,20 @@ impl CanaryMemory {
                     Environment::Other(Why::AnotherLedger(theirs.to_owned()))
                 }
             }
-            Some((_, Some(number))) if number == self.number => Environment::Known,
+            // It tells of the other destination's environment alone.
+            Some((_, Some((_, destination)))) if destination != writer.destination => {
+                Environment::Same
+            }
+            Some((_, Some((number, _)))) if number == self.number => Environment::Known,
             // One more than is remembered: killed in between.
-            Some((_, Some(number))) if number > self.number + 1 => match is_first {
+            Some((_, Some((number, _)))) if number > self.number + 1 => match is_first {
                 true => Environment::Other(Why::Later),
                 false => Environment::Shared {
                     with: ledger.to_owned(),
                 },
             },
             // In between, a canary whose call timed out may land late.
-            Some((_, Some(number))) if number < self.number && is_first => {
+            Some((_, Some((number, _)))) if number < self.number && is_first => {
                 Environment::Other(Why::Earlier)
             }
             _ => Environment::Same,
@@ -232,8 +253,13 @@ mod tests {
         assert_eq!(marks.proved_by(3 * SPREAD), Some(9));
     }
 
+    const OURS: Writer<'_> = Writer {
+        ledger: "ours",
+        destination: "here",
+    };
+
     fn judged(memory: &CanaryMemory, shown: Option<&str>, is_first: bool) -> Environment {
-        memory.judge("ours", shown, is_first)
+        memory.judge(OURS, shown, is_first)
     }
 
     #[test]
@@ -252,29 +278,36 @@ mod tests {
             // (number of good canaries, what is there, at the start, later)
             (&new, None, Same, Same),
             (&known, None, Other(Why::Empty), Other(Why::Empty)),
-            (&known, Some("ours 7 1000"), Known, Known),
+            (&known, Some("ours 7 1000 here"), Known, Known),
             // Killed before it was remembered.
-            (&known, Some("ours 8 1000"), Same, Same),
-            (&known, Some("ours 6 1000"), Other(Why::Earlier), Same),
-            (&known, Some("ours 9 1000"), Other(Why::Later), shared()),
-            (&new, Some("ours 1 1000"), Same, Same),
-            (&new, Some("ours 2 1000"), Other(Why::Later), shared()),
-            (&known, Some("theirs 7 1000"), theirs(), theirs()),
-            (&new, Some("theirs 1 1000"), theirs(), theirs()),
+            (&known, Some("ours 8 1000 here"), Same, Same),
+            (&known, Some("ours 6 1000 here"), Other(Why::Earlier), Same),
+            (
+                &known,
+                Some("ours 9 1000 here"),
+                Other(Why::Later),
+                shared(),
+            ),
+            (&new, Some("ours 1 1000 here"), Same, Same),
+            (&new, Some("ours 2 1000 here"), Other(Why::Later), shared()),
+            (&known, Some("theirs 7 1000 here"), theirs(), theirs()),
+            (&new, Some("theirs 1 1000 here"), theirs(), theirs()),
             // Of an earlier version.
             (&known, Some("ours 1800000000000"), Same, Same),
             (&known, Some("theirs 1800000000000"), theirs(), theirs()),
             (&known, Some("check 1800000000000"), Same, Same),
+            // Of another destination with the same environment.
+            (&known, Some("ours 3 1000 there too"), Same, Same),
             // Of nobody.
             (&known, Some(""), Same, Same),
             (&known, Some("a b c d"), Same, Same),
-            (&known, Some("ours x 1000"), Same, Same),
+            (&known, Some("ours x 1000 here"), Same, Same),
         ];
         for (memory, shown, first, later) in table {
             assert_eq!(judged(memory, shown, true), first, "{shown:?}");
             assert_eq!(judged(memory, shown, false), later, "{shown:?}");
         }
-        let value = value("ours", 7, 1_000);
+        let value = value(OURS, 7, 1_000);
         assert_eq!(judged(&known, Some(&value), true), Known);
     }
 
@@ -284,7 +317,14 @@ mod tests {
         memory.settings_are("one".into());
         for other in 0..=MOST_OTHERS {
             let ledger = format!("other{other}");
-            let value = value(&ledger, 3, 0);
+            let value = value(
+                Writer {
+                    ledger: &ledger,
+                    destination: "here",
+                },
+                3,
+                0,
+            );
             let found = judged(&memory, Some(&value), false);
             assert_eq!(
                 found,

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{AFTER_FAILURE, Dispatch};
 use crate::canary::{
-    CANARY_AGAIN, CanaryMemory, Environment, Marks, SETTINGS_SPREAD_IN, Why, is_mended, value,
+    CANARY_AGAIN, CanaryMemory, Environment, Marks, SETTINGS_SPREAD_IN, Why, Writer, is_mended,
+    value,
 };
 use crate::clock::{Millis, millis};
 use crate::config::Destination;
@@ -124,7 +125,7 @@ impl Dispatch {
             // Writing it will tell more.
             Err(_) => {}
         }
-        let value = value(self.store.ledger_id(), watch.memory.number + 1, began);
+        let value = value(self.canary_writer(), watch.memory.number + 1, began);
         let found = self.client.probe_storage(&value).await;
         let unseen = watch.unseen.take();
         match found {
@@ -156,6 +157,13 @@ impl Dispatch {
         }
     }
 
+    fn canary_writer(&self) -> Writer<'_> {
+        Writer {
+            ledger: self.store.ledger_id(),
+            destination: &self.destination.name.0,
+        }
+    }
+
     /// What the canary that is there says before another is written over it.
     async fn judge_environment(
         &self,
@@ -163,7 +171,8 @@ impl Dispatch {
         shown: Option<&str>,
     ) -> Result<(), StoreError> {
         let ledger = self.store.ledger_id();
-        let environment = watch.memory.judge(ledger, shown, !watch.had_a_good_one);
+        let writer = self.canary_writer();
+        let environment = watch.memory.judge(writer, shown, !watch.had_a_good_one);
         if environment == Environment::Known {
             // Whatever was found meanwhile was not the environment's: a proxy answered, say.
             watch.memory.found = None;
