@@ -52,7 +52,13 @@ impl Ledger {
         // The cohort may be gone of which it was.
         let after = walk.after.filter(|_| cohort == walk.cohort);
         let index = self.destination(destination)?;
-        let (_, last) = self.resync_some(index, CohortRef(cohort), after.as_deref(), limit, now)?;
+        // Whatever the destination hears nothing of is asserted anew should it be led there again.
+        let last = if self.following(index, CohortRef(cohort))?.hears() {
+            self.resync_some(index, CohortRef(cohort), after.as_deref(), limit, now)?
+                .1
+        } else {
+            None
+        };
         let next = match last {
             Some(_) => Walk {
                 cohort,
