@@ -131,7 +131,7 @@ async fn http_2_is_spoken_where_it_is_offered() {
         let ended = run(&["check"], &setup.variables("localhost"));
         assert!(works(&ended), "{offers:?}: {ended:?}");
         assert_eq!(setup.front.protocols(), [spoken], "{offers:?}");
-        let stored = setup.stand_in.identity("cohort_bridge_canary");
+        let stored = setup.stand_in.identity("cohort_bridge_check");
         assert!(stored.is_some(), "{offers:?}");
     }
 }
