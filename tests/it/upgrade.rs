@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use cohort_bridge::calls::Calls;
+use cohort_bridge::roster::Roster;
 use cohort_bridge::store::{DeadLetterFilter, Store};
 use rusqlite::{Connection, params};
 
@@ -262,6 +263,50 @@ async fn who_waited_to_leave_waits_no_longer_behind_all_others() {
         .claims;
     let called: Vec<_> = claims.iter().map(|claim| &*claim.identifier).collect();
     assert_eq!(called, ["zoe", "ann00", "ann01", "ann02"]);
+}
+
+/// Of version 2: an accepted run that added ann, and began again under its ids, which is held against
+/// it; the next run names somebody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_doubted_is_still() {
+    let folder = fast_temp_dir();
+    let connection = Connection::open(folder.path().join("ledger.db")).unwrap();
+    connection
+        .execute_batch(&format!(
+            "PRAGMA foreign_keys = OFF; {VERSION_1}; {VERSION_2};
+             PRAGMA user_version = 2;
+             INSERT INTO destination VALUES (1, 'default');
+             INSERT INTO trait VALUES (1, 'seven', 1);
+             INSERT INTO source (name, sends_empty_halves, heard_at, awake_since) VALUES ('default', 1, {START}, {START});
+             INSERT INTO cohort (id, source, project_id, cohort_id, name, trait, identified_by, last_heard_at, first_applied_at,
+                                 members, run, run_heard_at, resumed_at, run_began_at, accepted_run, is_doubted)
+                 VALUES (1, 'default', '1', '7', 'seven', 1, '', {START}, {START}, 1, 2, {START}, {START}, {START}, 1, 1);
+             INSERT INTO member VALUES (1, 'ann', x'', 1);
+             INSERT INTO session (id, cohort, action, session_id, state, effect, total_pages, heard_at, completed_at, run, began_at, whole_at_seq)
+                 VALUES (1, 1, 'add_members', 'a', 4, 3, 1, {START}, {START}, 1, {START}, 1),
+                        (2, 1, 'remove_members', 'r', 4, 4, 1, {START}, {START}, 1, {START}, 2);
+             INSERT INTO session_page (session, page, fingerprint, inbox_seq, heard_at) VALUES (1, 1, x'00', 1, {START}), (2, 1, x'01', 2, {START});"
+        ))
+        .unwrap();
+    for (seq, action, people) in [(1, "add_members", &["ann"][..]), (2, "remove_members", &[])] {
+        let roster = Roster::of_identifiers(people.iter().copied());
+        connection
+            .execute(
+                "INSERT INTO inbox (seq, source, project_id, cohort_id, action, session_id, page, total_pages, received_at, fingerprint, roster)
+                 VALUES (?1, 'default', '1', '7', ?2, 'a', 1, 1, ?3, x'00', ?4)",
+                params![seq, action, START, roster.as_bytes()],
+            )
+            .unwrap();
+    }
+    connection
+        .execute_batch("INSERT INTO meta VALUES ('taken_through', 2)")
+        .unwrap();
+    drop(connection);
+    let ledger = Ledger::over(folder, Default::default(), None);
+    ledger.run("b", &[member("bob")], &[]).await;
+    assert_eq!(ledger.with_trait(&["ann", "bob"]).await, "bob");
+    let runs = ledger.cohort().await.runs;
+    assert_eq!((runs.accepted, runs.undone), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
