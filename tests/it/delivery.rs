@@ -529,12 +529,19 @@ async fn a_reply_lost_after_storing_does_no_harm() {
 }
 
 /// One environment with these switches, called with its client or its server key.
-async fn spawn_before(switches: &[Switch], key: &str, blank_echo: BlankEcho) -> Service {
+/// A service before such an environment; whatever fails does so from the first canary on.
+async fn spawn_before(
+    switches: &[Switch],
+    key: &str,
+    blank_echo: BlankEcho,
+    fails: fn(&Call<'_>) -> Option<Fault>,
+) -> Service {
     let stand_in = StandIn::start(StandInOptions {
         environments: vec![environment("main", switches)],
         ..StandInOptions::default()
     })
     .unwrap();
+    stand_in.fault_for(fails);
     spawn_app(stand_in, |setup| {
         setup.destination.environment_key = SecretString::from(key);
         setup.destination.blank_echo = blank_echo;
@@ -562,9 +569,9 @@ async fn hidden_traits_are_judged_by_bulk_once() {
         &[Switch::StoresTraits, Switch::HidesSensitiveData],
         "ser.main",
         BlankEcho::Halt,
+        without_canary,
     )
     .await;
-    service.stand_in.fault_for(without_canary);
     service
         .time_passes("the canary fails", async || service.elapsed_ms() > 20_000)
         .await;
@@ -593,8 +600,7 @@ async fn a_barred_client_key_halts_and_says_which_key_to_use() {
         vec![Switch::StoresTraits],
         vec![Switch::StoresTraits, Switch::HidesSensitiveData],
     ] {
-        let service = spawn_before(&switches, "client-main", BlankEcho::Halt).await;
-        service.stand_in.fault_for(without_canary);
+        let service = spawn_before(&switches, "client-main", BlankEcho::Halt, without_canary).await;
         service
             .send(&page_without_info("add_members", "c", &["ann"]))
             .await;
@@ -614,7 +620,7 @@ async fn a_barred_client_key_halts_and_says_which_key_to_use() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organisation_that_stores_no_traits_is_found_by_the_canary() {
-    let service = spawn_before(&[], "ser.main", BlankEcho::Halt).await;
+    let service = spawn_before(&[], "ser.main", BlankEcho::Halt, |_| None).await;
     let reason = halted_in_time(&service).await;
     assert!(reason.contains("stores no traits"), "{reason}");
     service
@@ -644,8 +650,7 @@ async fn where_nothing_can_judge_a_blank_echo_the_setting_does() {
         _ => without_canary(call),
     };
     let switches = [Switch::StoresTraits, Switch::HidesSensitiveData];
-    let halting = spawn_before(&switches, "ser.main", BlankEcho::Halt).await;
-    halting.stand_in.fault_for(no_bulk);
+    let halting = spawn_before(&switches, "ser.main", BlankEcho::Halt, no_bulk).await;
     halting
         .send(&page_without_info("add_members", "c", &["ann"]))
         .await;
@@ -657,8 +662,7 @@ async fn where_nothing_can_judge_a_blank_echo_the_setting_does() {
     assert!(!halting.is_settled().await);
     assert_eq!(halting.dead_letters().await, [] as [Value; 0]);
 
-    let trusting = spawn_before(&switches, "ser.main", BlankEcho::Stored).await;
-    trusting.stand_in.fault_for(no_bulk);
+    let trusting = spawn_before(&switches, "ser.main", BlankEcho::Stored, no_bulk).await;
     trusting
         .send(&page_without_info("add_members", "c", &["ann", "bob"]))
         .await;

@@ -133,7 +133,10 @@ async fn an_organisation_that_stops_storing_loses_nothing() {
     let calls = stand_in.calls_by_trait();
     let of_canary = stand_in.calls_to(Endpoint::Write) - 42;
     assert!(of_canary < 12, "{of_canary} canaries, {calls:?}");
-    assert_eq!(calls[&key("c")], 300 + 42, "nothing else is written again");
+    // Of those who were proved nobody is written again; of the others somebody may be, whose call had
+    // no known end when it was killed.
+    let again = calls[&key("c")] - 300 - 42;
+    assert!(again <= 42, "{again} calls more");
     assert_eq!(bridge.halted(), None);
     bridge.stop().await;
 }
