@@ -113,18 +113,36 @@ struct Desk {
 }
 
 impl Desk {
-    /// Takes in what a call told. Where that closes the gate, what waits is given back: it would
-    /// be stale when the gate opens, and the ledger knows better then.
+    fn new(kind: Kind, max_in_flight: usize, now: Millis) -> Self {
+        Desk {
+            waiting: VecDeque::new(),
+            low: 0,
+            depth: Depth::new(kind, now),
+            ended: Vec::new(),
+            gate: Gate::new(),
+            pace: Pace::new(max_in_flight),
+            width: Width::new(),
+            calling: 0,
+            is_timed: false,
+            closing: false,
+            unproven_calls: 0,
+        }
+    }
+
+    /// Takes in what a call told. Where the gate is closed then, what waits is given back, a probe
+    /// too: it would be stale when the gate opens, and the ledger knows better then.
     fn record(&mut self, signal: Signal, now: Millis) {
         let was_open = self.gate.is_open();
         self.gate.record(signal, now);
         match (was_open, self.gate.is_open()) {
-            (true, false) => {
-                self.width.closed();
+            (_, false) => {
+                if was_open {
+                    self.width.closed();
+                }
                 self.give_back_beyond(0);
             }
             (false, true) => self.pace.restart(),
-            _ => {}
+            (true, true) => {}
         }
     }
 
@@ -169,9 +187,8 @@ impl Dispatch {
         let meter = Arc::new(Meter::new(Arc::clone(&clock), allowance));
         health.set_meter(Arc::clone(&meter));
         let client = client.metered_by(Arc::clone(&meter));
-        let pace = Pace::new(destination.max_in_flight);
-        health.set_in_flight_limit(pace.limit());
-        let depth = Depth::new(destination.kind, clock.now());
+        let desk = Desk::new(destination.kind, destination.max_in_flight, clock.now());
+        health.set_in_flight_limit(desk.pace.limit());
         Dispatch {
             store,
             clock,
@@ -181,19 +198,7 @@ impl Dispatch {
             health,
             metrics,
             hash,
-            desk: Mutex::new(Desk {
-                waiting: VecDeque::new(),
-                low: 0,
-                depth,
-                ended: Vec::new(),
-                gate: Gate::new(),
-                pace,
-                width: Width::new(),
-                calling: 0,
-                is_timed: false,
-                closing: false,
-                unproven_calls: 0,
-            }),
+            desk: Mutex::new(desk),
             work: Notify::new(),
             news: Notify::new(),
             blank_is_stored: AtomicBool::new(false),
@@ -271,5 +276,32 @@ fn given_back(claim: Claim) -> Settlement {
     Settlement {
         claim,
         outcome: Outcome::Unsent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody would call for it once the gate opens again: the callers were told of it before.
+    #[test]
+    fn a_probe_that_still_lies_there_when_the_canary_halts_delivery_is_given_back() {
+        let mut desk = Desk::new(Kind::Sdk, 8, 0);
+        for _ in 0..crate::gate::OUTAGE_AFTER {
+            let reason = "503".into();
+            let advised = None;
+            desk.record(Signal::Failure { advised, reason }, 0);
+        }
+        assert!(!desk.gate.is_open());
+        desk.waiting.push_back(Claim {
+            identifier: "ann".into(),
+            traits: Vec::new(),
+            attempts: 0,
+        });
+        let reason = "stores no traits".into();
+        let canary = true;
+        desk.record(Signal::Halt { reason, canary }, 1);
+        assert!(desk.waiting.is_empty());
+        assert_eq!(desk.ended.len(), 1);
     }
 }

@@ -428,6 +428,7 @@ mod tests {
                     budget: Some(1_000),
                     since: 0,
                 }),
+                canary: Default::default(),
             }],
             cohorts: Ok(vec![troubled_cohort("7"), cohort("8")]),
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
@@ -165,6 +165,16 @@ pub struct DestinationHealth {
     in_flight: AtomicUsize,
     in_flight_limit: AtomicUsize,
     meter: OnceLock<Arc<Meter>>,
+    canary: Mutex<CanaryView>,
+}
+
+/// How the canaries of a destination go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CanaryView {
+    /// When the last one began whose trait stayed, since the start.
+    pub stayed_at: Option<Millis>,
+    /// When the next one is sent at the latest; `None` while one is under way.
+    pub next_at: Option<Millis>,
 }
 
 impl DestinationHealth {
@@ -177,6 +187,7 @@ impl DestinationHealth {
             in_flight: AtomicUsize::new(0),
             in_flight_limit: AtomicUsize::new(0),
             meter: OnceLock::new(),
+            canary: Mutex::default(),
         }
     }
 
@@ -208,6 +219,20 @@ impl DestinationHealth {
         self.in_flight_limit.store(calls, Ordering::Relaxed);
     }
 
+    /// Says that a canary that began then stays.
+    pub fn canary_stayed(&self, began: Millis) {
+        self.canary().stayed_at = Some(began);
+    }
+
+    /// Says when the next canary is sent; `None` where one is under way.
+    pub fn set_next_canary(&self, at: Option<Millis>) {
+        self.canary().next_at = at;
+    }
+
+    fn canary(&self) -> MutexGuard<'_, CanaryView> {
+        self.canary.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says what its calls pass.
     pub fn set_meter(&self, meter: Arc<Meter>) {
         // Delivery to it begins once.
@@ -231,6 +256,7 @@ impl DestinationHealth {
             in_flight: self.in_flight.load(Ordering::Relaxed),
             in_flight_limit: self.in_flight_limit.load(Ordering::Relaxed),
             calls: self.meter.get().map(|meter| meter.view()),
+            canary: *self.canary(),
         }
     }
 }
@@ -250,6 +276,8 @@ pub struct DestinationStatus {
     pub in_flight_limit: usize,
     /// The calls of this month; `None` before delivery began.
     pub calls: Option<CallsView>,
+    /// How the canaries go.
+    pub canary: CanaryView,
 }
 
 /// Everything the metrics and the status page show, at one moment.

@@ -56,6 +56,7 @@ impl Dispatch {
     pub(super) async fn send_canaries(self: Arc<Self>, mut watch: Watch, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let asked_at = self.clock.now();
+            self.health.set_next_canary(None);
             let again = match self.ask_canary(&mut watch).await {
                 Ok(again) => again,
                 Err(error) => {
@@ -63,6 +64,8 @@ impl Dispatch {
                     AFTER_FAILURE
                 }
             };
+            let next_at = self.clock.now() + again;
+            self.health.set_next_canary(Some(next_at));
             let suspicion = async {
                 self.suspicion.notified().await;
                 self.clock
@@ -70,7 +73,7 @@ impl Dispatch {
                     .await;
             };
             tokio::select! {
-                () = self.clock.sleep_until(self.clock.now() + again) => {}
+                () = self.clock.sleep_until(next_at) => {}
                 () = self.proof_wanted.notified() => {}
                 () = suspicion => {}
                 () = stop.cancelled() => {}
@@ -232,6 +235,7 @@ impl Dispatch {
         let destination = &self.destination.name;
         self.blank_is_stored.store(blank, Ordering::Relaxed);
         watch.had_a_good_one = true;
+        self.health.canary_stayed(began);
         match watch.memory.found.clone() {
             // Nothing is shown there, so nothing is missed.
             Some(Why::Empty) if blank => watch.memory.found = None,
@@ -265,6 +269,7 @@ impl Dispatch {
         self.tell_state(self.state(&desk.gate));
         drop(desk);
         self.news.notify_one();
+        self.work.notify_waiters();
         Ok(millis(self.destination.canary_interval))
     }
 

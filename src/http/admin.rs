@@ -337,6 +337,7 @@ mod tests {
             });
             destination.set_in_flight(2);
             destination.set_in_flight_limit(16);
+            destination.canary_stayed(1_000);
             let clock = Arc::new(ManualClock::at(100_000));
             let allowance = Allowance {
                 per_month: Some(1_000),
@@ -489,7 +490,8 @@ mod tests {
             json!({"version": env!("CARGO_PKG_VERSION"), "ledger": "ok", "backlog": 0,
                 "destinations": [{"name": "production", "state": "halted",
                     "reason": "wrong key", "warning": null, "in_flight": 2, "in_flight_limit": 16,
-                    "calls": {"month": "1970-01", "made": 0, "budget": 1_000, "forecast": 5}}]})
+                    "calls": {"month": "1970-01", "made": 0, "budget": 1_000, "forecast": 5},
+                    "canary": {"stayed_at": "1970-01-01T00:00:01.000Z", "next_at": null}}]})
         );
         desk.store.fail_with(Some(|| StoreError::Full));
         let (_, body) = desk.get("/api/v1/status").await;

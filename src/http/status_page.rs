@@ -380,6 +380,7 @@ mod tests {
                     budget: Some(10_000),
                     since: 0,
                 }),
+                canary: Default::default(),
             }],
             cohorts: Ok(cohorts),
         }

@@ -393,6 +393,10 @@ mod tests {
             in_flight: 0,
             in_flight_limit: 64,
             calls: None,
+            canary: CanaryReply {
+                stayed_at: None,
+                next_at: None,
+            },
         };
         for (name, value) in [
             ("CohortReply", json!(cohort(None))),

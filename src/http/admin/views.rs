@@ -64,6 +64,19 @@ pub struct DestinationReply {
     /// The calls of this month; null before delivery began.
     #[schema(required)]
     pub calls: Option<CallsReply>,
+    /// How the canaries go.
+    pub canary: CanaryReply,
+}
+
+/// The canaries of a destination since the start: writes that are read back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CanaryReply {
+    /// When the last one was sent that stayed; null where none was yet.
+    #[schema(required)]
+    pub stayed_at: Option<String>,
+    /// When the next one is sent at the latest; null while one is under way.
+    #[schema(required)]
+    pub next_at: Option<String>,
 }
 
 /// The calls of a calendar month (UTC): every HTTP request to Flagsmith.
@@ -98,6 +111,10 @@ impl DestinationReply {
                 budget: calls.budget,
                 forecast: snapshot.forecast(status),
             }),
+            canary: CanaryReply {
+                stayed_at: status.canary.stayed_at.map(rfc3339::utc),
+                next_at: status.canary.next_at.map(rfc3339::utc),
+            },
         }
     }
 }
