@@ -112,6 +112,12 @@ struct Desk {
     unproven_calls: usize,
 }
 
+/// How a desk was before the end of a call was taken in.
+struct Before {
+    is_open: bool,
+    limit: usize,
+}
+
 impl Desk {
     fn new(kind: Kind, max_in_flight: usize, now: Millis) -> Self {
         Desk {
@@ -152,6 +158,13 @@ impl Desk {
         self.gate.canary_succeeded();
         if !was_open && self.gate.is_open() {
             self.pace.restart();
+        }
+    }
+
+    fn before(&self, now: Millis) -> Before {
+        Before {
+            is_open: self.gate.is_open(),
+            limit: self.limit(now),
         }
     }
 

@@ -10,9 +10,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::call::{final_outcome, heard, metric_of};
+use super::call::{final_outcome, heard};
 use super::split::{Part, Split, rows_beside};
-use super::{Desk, Dispatch, SETTLE_AT};
+use super::{Desk, Dispatch};
 use crate::backoff::delay_before;
 use crate::clock::{Stopwatch, millis};
 use crate::flagsmith::{BulkVerdict, Disposition, Group, MAX_ROWS};
@@ -186,8 +186,7 @@ impl Dispatch {
         } = ended;
         let mut desk = self.desk();
         let now = self.clock.now();
-        let was_open = desk.gate.is_open();
-        let limit = desk.limit(now);
+        let before = desk.before(now);
         let settled: Vec<_> = settled
             .into_iter()
             .map(|(claim, outcome)| {
@@ -200,13 +199,6 @@ impl Dispatch {
         }
         desk.pace.ended(ticket, heard, now);
         desk.depth.ended(settled.len(), now);
-        let is_written =
-            |settlement: &&Settlement| matches!(settlement.outcome, Outcome::Written { .. });
-        desk.unproven_calls += settled.iter().filter(is_written).count();
-        let proof_wanted = desk.unproven_calls >= self.prove_after_calls;
-        if proof_wanted {
-            desk.unproven_calls = 0;
-        }
         for signal in signals {
             if signal == Signal::Success {
                 desk.width.succeeded();
@@ -214,24 +206,11 @@ impl Dispatch {
             desk.record(signal, now);
         }
         self.health.set_in_flight_limit(desk.pace.limit());
-        let grew = desk.limit(now) > limit;
         self.put_down(&mut desk, settled);
         self.tell_state(self.state(&desk.gate));
         let under_way = desk.calling;
         let next = (desk.gate.is_open() && !desk.closing).then(|| desk.pace.begun(under_way));
-        let clerk_needed = desk.ended.len() >= SETTLE_AT
-            || desk.waiting.is_empty()
-            || was_open != desk.gate.is_open();
-        drop(desk);
-        if clerk_needed {
-            self.news.notify_one();
-        }
-        if grew {
-            self.work.notify_waiters();
-        }
-        if proof_wanted {
-            self.proof_wanted.notify_one();
-        }
+        self.wake_after(desk, before, now);
         next
     }
 
@@ -240,28 +219,14 @@ impl Dispatch {
         let mut desk = self.desk();
         desk.calling -= 1;
         self.health.set_in_flight(desk.calling);
-        let left = left
-            .into_iter()
-            .map(|(claim, outcome)| Settlement { claim, outcome })
-            .collect();
-        self.put_down(&mut desk, left);
-        let clerk_needed =
-            desk.ended.len() >= SETTLE_AT || desk.waiting.is_empty() || !desk.gate.is_open();
-        drop(desk);
-        if clerk_needed {
-            self.news.notify_one();
-        }
-    }
-
-    fn put_down(&self, desk: &mut Desk, settled: Vec<Settlement>) {
-        for settlement in &settled {
-            self.tell_dead(&settlement.claim, &settlement.outcome);
-            self.metrics.traits_settled(
-                metric_of(&settlement.outcome, &desk.gate),
-                settlement.claim.traits.len() as u64,
-            );
-        }
-        desk.ended.extend(settled);
+        let now = self.clock.now();
+        let before = desk.before(now);
+        let left = left.into_iter();
+        self.put_down(
+            &mut desk,
+            left.map(|(claim, outcome)| Settlement { claim, outcome }),
+        );
+        self.wake_after(desk, before, now);
     }
 }
 

@@ -1,10 +1,10 @@
 //! The callers: one call an identity, and what its answer means for the identity and the destination.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use super::{Desk, Dispatch, SETTLE_AT};
+use super::{Before, Desk, Dispatch, SETTLE_AT};
 use crate::backoff::delay_before;
 use crate::clock::{Millis, Stopwatch, millis};
 use crate::config::BlankEcho;
@@ -112,34 +112,45 @@ impl Dispatch {
         signal: Signal,
         (ticket, heard): (Ticket, Heard),
     ) {
-        let traits = claim.traits.len() as u64;
         let mut desk = self.desk();
         let now = self.clock.now();
         desk.calling -= 1;
         desk.depth.ended(1, now);
         self.health.set_in_flight(desk.calling);
         let outcome = final_outcome(outcome, claim.attempts, &desk.gate);
-        let was_open = desk.gate.is_open();
-        let limit = desk.limit(now);
+        let before = desk.before(now);
         desk.pace.ended(ticket, heard, now);
         desk.record(signal, now);
         self.health.set_in_flight_limit(desk.pace.limit());
-        let grew = desk.limit(now) > limit;
-        self.tell_dead(&claim, &outcome);
         self.tell_state(self.state(&desk.gate));
-        self.metrics
-            .traits_settled(metric_of(&outcome, &desk.gate), traits);
-        if let Outcome::Written { .. } = outcome {
-            desk.unproven_calls += 1;
+        self.put_down(&mut desk, [Settlement { claim, outcome }]);
+        self.wake_after(desk, before, now);
+    }
+
+    /// Leaves what ended for the clerk.
+    pub(super) fn put_down(&self, desk: &mut Desk, ended: impl IntoIterator<Item = Settlement>) {
+        for settlement in ended {
+            let Settlement { claim, outcome } = &settlement;
+            self.tell_dead(claim, outcome);
+            self.metrics
+                .traits_settled(metric_of(outcome, &desk.gate), claim.traits.len() as u64);
+            if let Outcome::Written { .. } = outcome {
+                desk.unproven_calls += 1;
+            }
+            desk.ended.push(settlement);
         }
+    }
+
+    /// Wakes whom the end of a call concerns.
+    pub(super) fn wake_after(&self, mut desk: MutexGuard<'_, Desk>, before: Before, now: Millis) {
+        let grew = desk.limit(now) > before.limit;
+        let clerk_needed = desk.ended.len() >= SETTLE_AT
+            || desk.waiting.is_empty()
+            || before.is_open != desk.gate.is_open();
         let proof_wanted = desk.unproven_calls >= self.prove_after_calls;
         if proof_wanted {
             desk.unproven_calls = 0;
         }
-        desk.ended.push(Settlement { claim, outcome });
-        let clerk_needed = desk.ended.len() >= SETTLE_AT
-            || desk.waiting.is_empty()
-            || was_open != desk.gate.is_open();
         drop(desk);
         if clerk_needed {
             self.news.notify_one();
@@ -152,7 +163,7 @@ impl Dispatch {
         }
     }
 
-    pub(super) fn tell_dead(&self, claim: &Claim, outcome: &Outcome) {
+    fn tell_dead(&self, claim: &Claim, outcome: &Outcome) {
         if let Outcome::Dead { error } = outcome {
             tracing::warn!(
                 destination = %self.destination.name,
@@ -344,7 +355,7 @@ fn written(may_land_late: bool) -> (Outcome, Signal) {
     (Outcome::Written { may_land_late }, Signal::Success)
 }
 
-pub(super) fn metric_of(outcome: &Outcome, gate: &Gate) -> WriteOutcome {
+fn metric_of(outcome: &Outcome, gate: &Gate) -> WriteOutcome {
     match outcome {
         Outcome::Written { .. } => WriteOutcome::Written,
         Outcome::Dead { .. } => WriteOutcome::Dead,
