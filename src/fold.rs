@@ -191,9 +191,11 @@ impl Fold {
         Ok(Step::Busy { pages })
     }
 
+    /// Does a piece of what changes of routes and pauses bring about; whether there was any.
     async fn follow_routes(&self) -> Result<bool, StoreError> {
         let now = self.clock.now();
-        self.store.follow_routes(ORDERED_PEOPLE, now).await
+        Ok(self.store.follow_routes(ORDERED_PEOPLE, now).await?
+            || self.store.follow_pauses(ORDERED_PEOPLE).await?)
     }
 
     /// Steps until nothing is left to do.

@@ -84,6 +84,7 @@ pub(crate) fn cohort(id: &str) -> CohortView {
         name: format!("Trial power users {id}"),
         former_name: None,
         standing: CohortStanding::Followed,
+        paused: false,
         trait_key: format!("mixpanel_cohort_{id}").into(),
         members: 1_234_567,
         left: 3,
@@ -365,6 +366,40 @@ impl Store for StubStore {
         self.works()?;
         self.ordered(format!("retire {source} {cohort_id}"));
         Ok((cohort_id == "7").then_some(8))
+    }
+
+    async fn pause_cohort(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        pauses: bool,
+        _: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        self.works()?;
+        let what = if pauses { "pause" } else { "resume" };
+        self.ordered(format!("{what} {source} {cohort_id}"));
+        Ok((cohort_id == "7").then_some(9))
+    }
+
+    async fn pause_destination(
+        &self,
+        destination: &DestinationName,
+        pauses: bool,
+        _: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        self.works()?;
+        let what = if pauses { "pause" } else { "resume" };
+        self.ordered(format!("{what} {destination}"));
+        Ok((&*destination.0 == "production").then_some(10))
+    }
+
+    async fn paused_destinations(&self) -> Result<Vec<DestinationName>, StoreError> {
+        self.works()?;
+        Ok(Vec::new())
+    }
+
+    async fn follow_pauses(&self, _: usize) -> Result<bool, StoreError> {
+        unreachable!("the handlers move nothing")
     }
 
     async fn forget(&self, identifier: &str, traits: bool, _: Millis) -> Result<u64, StoreError> {

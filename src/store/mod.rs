@@ -657,6 +657,35 @@ pub trait Store: Send + Sync + 'static {
         now: Millis,
     ) -> Result<Option<u64>, StoreError>;
 
+    /// Pauses a cohort or resumes it, for good until it is said otherwise; how many of its traits are
+    /// pending, `None` where there is no such cohort. While it is paused, it is folded as ever and
+    /// [`Store::exchange`] claims none of its traits, but to erase a person.
+    async fn pause_cohort(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        pauses: bool,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError>;
+
+    /// Pauses a destination or resumes it, for good until it is said otherwise; how many traits are
+    /// pending there, `None` where the settings have no such destination. Whoever delivers to it has
+    /// to see to it that nobody is called.
+    async fn pause_destination(
+        &self,
+        destination: &DestinationName,
+        pauses: bool,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError>;
+
+    /// The destinations that are paused.
+    async fn paused_destinations(&self) -> Result<Vec<DestinationName>, StoreError>;
+
+    /// Moves a piece, of about `limit` pending traits, out of the way of claims, or back: what pausing
+    /// and resuming cohorts takes. Returns whether there was anything to do; killed anywhere, it goes
+    /// on where it was.
+    async fn follow_pauses(&self, limit: usize) -> Result<bool, StoreError>;
+
     /// Erases one person from the ledger, and with `traits` from Flagsmith too; returns of how many
     /// cohorts anything was known.
     async fn forget(&self, identifier: &str, traits: bool, now: Millis) -> Result<u64, StoreError>;

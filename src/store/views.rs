@@ -21,6 +21,8 @@ pub struct CohortView {
     pub former_name: Option<String>,
     /// Whether it is followed, or retired.
     pub standing: CohortStanding,
+    /// Whether none of its traits is written until it is resumed.
+    pub paused: bool,
     /// Fixed at first sight.
     pub trait_key: Arc<str>,
     /// People in it.

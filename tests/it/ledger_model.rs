@@ -52,6 +52,9 @@ enum Op {
     Advance(u32),
     Resync(u8),
     RetryDead,
+    Pause(u8, bool),
+    /// A piece of what pausing takes.
+    Walk,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +101,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (1_u32..40_000).prop_map(Op::Advance),
         1 => (0_u8..3).prop_map(Op::Resync),
         1 => Just(Op::RetryDead),
+        2 => (0_u8..3, any::<bool>()).prop_map(|(cohort, pauses)| Op::Pause(cohort, pauses)),
+        1 => Just(Op::Walk),
     ]
 }
 
@@ -141,6 +146,7 @@ struct World {
     store: Option<Arc<SqliteStore>>,
     model: Model,
     far: Far,
+    paused: BTreeSet<u8>,
 }
 
 fn destination() -> DestinationName {
@@ -158,6 +164,7 @@ impl World {
             store: None,
             model: Model::default(),
             far: Far::default(),
+            paused: BTreeSet::new(),
         };
         world.open();
         world
@@ -266,6 +273,13 @@ impl World {
                 .iter()
                 .any(|(other, _)| other.identifier == claim.identifier);
             assert!(!busy, "two calls at once for one identity");
+            for claimed in &claim.traits {
+                let is_paused = self
+                    .paused
+                    .iter()
+                    .any(|cohort| *claimed.trait_key == format!("mixpanel_cohort_cohort_{cohort}"));
+                assert!(!is_paused, "{claimed:?} is a paused cohort's");
+            }
             self.far.under_way.push((claim, self.clock.now()));
         }
         count
@@ -371,6 +385,10 @@ impl World {
                     .await
                     .unwrap();
             }
+            Op::Pause(cohort, pauses) => self.pause(cohort, pauses).await,
+            Op::Walk => {
+                self.store().follow_pauses(2).await.unwrap();
+            }
             Op::Advance(by) => {
                 self.clock.advance(Duration::from_millis(u64::from(by)));
                 self.far.land_what_must(self.clock.now());
@@ -378,8 +396,22 @@ impl World {
         }
     }
 
+    async fn pause(&mut self, cohort: u8, pauses: bool) {
+        let (source, id) = (SourceName::from("default"), cohort.to_string());
+        let now = self.clock.now();
+        let paused = self.store().pause_cohort(&source, &id, pauses, now).await;
+        match (paused.unwrap(), pauses) {
+            (Some(_), true) => self.paused.insert(cohort),
+            _ => self.paused.remove(&cohort),
+        };
+    }
+
     /// Everything works from now on.
     async fn converge(&mut self) {
+        for cohort in self.paused.clone() {
+            self.pause(cohort, false).await;
+        }
+        while self.store().follow_pauses(2).await.unwrap() {}
         self.store()
             .retry_dead_letters(Default::default(), self.clock.now())
             .await

@@ -21,6 +21,7 @@ mod membership_model;
 mod mixpanel;
 mod operations;
 mod pace;
+mod pauses;
 mod people;
 mod rate;
 mod readiness;

@@ -180,6 +180,23 @@ async fn calls_are_counted_from_then_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waited_before_can_be_paused_and_resumed() {
+    let ledger = upgraded("long");
+    let (store, source, name) = (ledger.store(), "default".into(), "default".into());
+    let due = async || {
+        while store.follow_pauses(1).await.unwrap() {}
+        let claims = store.exchange(&name, Vec::new(), None, 9, START);
+        claims.await.unwrap().claims.len()
+    };
+    for (pauses, claims) in [(true, 0), (false, 1)] {
+        let paused = store.pause_cohort(&source, "7", pauses, START).await;
+        assert_eq!(paused.unwrap(), Some(1), "bob");
+        assert_eq!(store.cohorts().await.unwrap()[0].paused, pauses);
+        assert_eq!(due().await, claims);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn waiting_pages_take_effect() {
     // More than 127 bytes: its number took two.
     let long = "long".repeat(40);

@@ -142,9 +142,10 @@ impl Ledger {
         }
         match self.pending_row(id, identifier, number)? {
             Some(held) => {
+                let place = self.found_at(id, identifier, number)?;
                 self.connection
                     .prepare_cached("UPDATE pending SET told = NULL, due_at = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3")?
-                    .execute(params![id, identifier, number.0])?;
+                    .execute(params![place, identifier, number.0])?;
                 if !held.told.needs_write(Target::of(held.wanted, on_leave)) {
                     tally.add(number, held.wanted, held.since, 1);
                 }

@@ -26,7 +26,7 @@ impl Ledger {
             .prepare_cached(
                 "SELECT count(*) FROM cohort c
                  WHERE EXISTS (SELECT 1 FROM member m WHERE m.cohort = c.id AND m.identifier = ?1)
-                    OR EXISTS (SELECT 1 FROM destination d JOIN pending p ON p.destination = d.id AND p.identifier = ?1 AND p.trait = c.trait)
+                    OR EXISTS (SELECT 1 FROM destination d JOIN pending p ON p.destination IN (d.id, -d.id) AND p.identifier = ?1 AND p.trait = c.trait)
                     OR EXISTS (SELECT 1 FROM destination d JOIN dead_letter l ON l.destination = d.id AND l.identifier = ?1 AND l.trait = c.trait)",
             )?
             .query_row([identifier], |row| row.get(0))?;
@@ -142,7 +142,7 @@ impl Ledger {
         let mut numbers: BTreeSet<TraitRef> = was.iter().map(|(number, ..)| *number).collect();
         for table in ["pending", "dead_letter"] {
             let mut statement = self.connection.prepare_cached(&format!(
-                "SELECT trait FROM {table} WHERE destination = ?1 AND identifier = ?2"
+                "SELECT trait FROM {table} WHERE destination IN (?1, -?1) AND identifier = ?2"
             ))?;
             let rows =
                 statement.query_map(params![id, identifier], |row| row.get(0).map(TraitRef))?;

@@ -164,7 +164,12 @@ impl Ledger {
                 "SELECT 1 FROM pending INDEXED BY pending_express
                  WHERE destination = ?1 AND trait = ?2 AND wanted = ?3 AND express_at IS NOT NULL LIMIT 1 OFFSET ?4",
             )?
-            .exists(params![destination, number.0, wanted_stored(Wanted::Member), LANE_HOLDS - 1])?)
+            .exists(params![
+                self.home(destination, number, Wanted::Member)?,
+                number.0,
+                wanted_stored(Wanted::Member),
+                LANE_HOLDS - 1
+            ])?)
     }
 
     /// Reads at most `most` identities of the lane that are due.
@@ -201,6 +206,9 @@ impl Ledger {
                     (Wanted::Member, 0),
                     (Wanted::Left, 0),
                 ] {
+                    if self.is_parked(*number, wanted)? {
+                        continue;
+                    }
                     let queue = Queue {
                         destination,
                         number: *number,

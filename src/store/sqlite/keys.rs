@@ -246,7 +246,11 @@ impl Ledger {
             "INSERT OR REPLACE INTO meta (key, value) SELECT 'strangers:' || trait, 1 FROM key_move WHERE from_cohort IS NOT NULL",
             [],
         )?;
-        Ok(self.connection.execute("DELETE FROM key_move", [])? > 0)
+        let moves = self.connection.execute("DELETE FROM key_move", [])?;
+        if moves > 0 {
+            self.look_up_pauses()?;
+        }
+        Ok(moves > 0)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the writing thread owns: the connection, and what it remembers between jobs.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use rusqlite::Connection;
 use super::cohorts::CohortKey;
 use super::express::Turn;
 use super::file::keep_statements;
+use super::pauses::Parking;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told, Wanted};
 use crate::route::Routes;
@@ -44,6 +46,8 @@ pub struct Ledger {
     /// Whether an operator's order may wait to be carried out: to look for one is to look at every
     /// cohort.
     pub(super) may_have_orders: bool,
+    /// Read when it is first asked for.
+    pub(super) parking: OnceCell<Parking>,
     /// Bytes of the write-ahead log at which it is next copied into the file.
     checkpoint_at_bytes: u64,
 }
@@ -132,6 +136,7 @@ impl Ledger {
             trait_keys: HashMap::new(),
             last_session: None,
             may_have_orders: true,
+            parking: OnceCell::new(),
             checkpoint_at_bytes: CHECKPOINT_BYTES,
         };
         ledger.look_up_routes()?;
@@ -145,6 +150,7 @@ impl Ledger {
         self.trait_keys.clear();
         self.last_session = None;
         self.may_have_orders = true;
+        self.parking.take();
     }
 
     /// The destination of that name.

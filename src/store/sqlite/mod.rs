@@ -41,6 +41,7 @@ mod leads;
 mod ledger;
 mod membership;
 mod orders;
+mod pauses;
 mod pending;
 mod people;
 mod read;
@@ -599,6 +600,42 @@ impl Store for SqliteStore {
             people += self.resync_cohort(destination, cohort, now).await?;
         }
         Ok(Some(people))
+    }
+
+    async fn pause_cohort(
+        &self,
+        source: &SourceName,
+        cohort_id: &str,
+        pauses: bool,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        let (source, cohort_id) = (source.clone(), cohort_id.to_owned());
+        self.work(move |ledger| {
+            let Some(cohorts) = ledger.meant(&source, &cohort_id)? else {
+                return Ok(None);
+            };
+            ledger.pause_cohorts(&cohorts, pauses, now).map(Some)
+        })
+        .await
+    }
+
+    async fn pause_destination(
+        &self,
+        destination: &DestinationName,
+        pauses: bool,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        let name = destination.clone();
+        self.work(move |ledger| ledger.pause_destination(&name, pauses, now))
+            .await
+    }
+
+    async fn paused_destinations(&self) -> Result<Vec<DestinationName>, StoreError> {
+        self.read(pauses::paused_destinations).await
+    }
+
+    async fn follow_pauses(&self, limit: usize) -> Result<bool, StoreError> {
+        self.work(move |ledger| ledger.follow_pauses(limit)).await
     }
 
     fn ledger_id(&self) -> &str {

@@ -125,6 +125,7 @@ impl Ledger {
             // A change goes out at once, but where the last call failed; a value that is right
             // already waits for the end of its watch.
             let watched_until = held.late_until.filter(|_| !needs_write);
+            let place = self.found_at(destination, identifier, number)?;
             self.connection
                 .prepare_cached(
                     "UPDATE pending SET wanted = ?4, due_at = CASE WHEN error IS NULL THEN ?5 ELSE due_at END,
@@ -132,13 +133,14 @@ impl Ledger {
                      WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
                 .execute(params![
-                    destination,
+                    place,
                     identifier,
                     number.0,
                     wanted_stored(wanted),
                     watched_until,
                     watched_until.or(express_at)
                 ])?;
+            self.bring_home(destination, place, identifier, number, wanted)?;
         } else {
             self.delete_pending(destination, identifier, number)?;
         }
@@ -156,7 +158,7 @@ impl Ledger {
             .prepare_cached(
                 "SELECT wanted, told, since, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?
-            .query_row(params![destination, identifier, number.0], |row| {
+            .query_row(params![self.found_at(destination, identifier, number)?, identifier, number.0], |row| {
                 Ok(Held {
                     wanted: wanted_from(row.get(0)?),
                     told: told_from(row.get(1)?),
@@ -197,13 +199,18 @@ impl Ledger {
         unheard: &[Unheard<'_>],
         since: Millis,
     ) -> Result<(), StoreError> {
+        let parked = self.home(destination, number, Wanted::Member)?;
+        let home = |row: &Unheard<'_>| match row.wanted {
+            Wanted::Erased => destination,
+            Wanted::Member | Wanted::Left => parked,
+        };
         if unheard.iter().any(|row| row.express_at.is_some()) {
             INSERT_EXPRESS.all(&self.connection, unheard, |row| {
-                row.values(destination, number, since)
+                row.values(home(row), number, since)
             })?;
         } else {
             INSERT_PENDING.all(&self.connection, unheard, |row| {
-                let values = row.values(destination, number, since);
+                let values = row.values(home(row), number, since);
                 std::array::from_fn(|at| values[at])
             })?;
         }

@@ -37,7 +37,7 @@ pub fn cohorts(
     let mut statement = connection.prepare_cached(
         "SELECT c.id, c.source, c.cohort_id, c.project_id, c.name, t.key, c.members, c.leavers, c.last_heard_at,
                 c.former_name, c.standing, c.identified_by, c.held, c.held_session, c.held_since,
-                c.runs_accepted, c.runs_dropped, c.runs_undone, own.traits, c.first_applied_at, c.kept
+                c.runs_accepted, c.runs_dropped, c.runs_undone, own.traits, c.first_applied_at, c.kept, c.paused_at IS NOT NULL
          FROM cohort c JOIN trait t ON t.id = c.trait
          JOIN (SELECT cohort, json_group_array(id) AS traits FROM trait GROUP BY cohort) own ON own.cohort = c.id
          ORDER BY c.source, c.project_id, c.cohort_id",
@@ -70,6 +70,7 @@ pub fn cohorts(
                 name: row.get(4)?,
                 former_name: row.get(9)?,
                 standing,
+                paused: row.get(21)?,
                 trait_key: row.get::<_, String>(5)?.into(),
                 members: row.get(6)?,
                 left: row.get(7)?,
@@ -242,7 +243,7 @@ fn membership_deliveries(
         "SELECT d.name, p.identifier IS NOT NULL, p.told, p.error, l.error,
                 r.state = 1 AND ?2 > coalesce(r.walked_through, '')
          FROM route r JOIN destination d ON d.id = r.destination
-         LEFT JOIN pending p ON p.destination = d.id AND p.identifier = ?2 AND p.trait = ?1
+         LEFT JOIN pending p ON p.destination IN (d.id, -d.id) AND p.identifier = ?2 AND p.trait = ?1
          LEFT JOIN dead_letter l ON l.destination = d.id AND l.identifier = ?2 AND l.trait = ?1
          WHERE r.cohort = ?3 AND r.state IN (1, 2)
          ORDER BY d.id",

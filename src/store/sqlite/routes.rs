@@ -213,18 +213,23 @@ impl Ledger {
         if self.end_dead_letters(id)? {
             return Ok(true);
         }
-        let through: Option<String> = self
-            .connection
-            .prepare_cached(
-                "SELECT identifier FROM pending WHERE destination = ?1 AND identifier > coalesce(?2, '')
-                 ORDER BY identifier LIMIT 1 OFFSET ?3",
-            )?
-            .query_row(params![id, after, ROWS_A_PIECE - 1], |row| row.get(0))
-            .optional()?;
+        // Of what is parked too.
+        let mut through: Option<String> = None;
+        for place in [id, -id] {
+            let full: Option<String> = self
+                .connection
+                .prepare_cached(
+                    "SELECT identifier FROM pending WHERE destination = ?1 AND identifier > coalesce(?2, '')
+                     ORDER BY identifier LIMIT 1 OFFSET ?3",
+                )?
+                .query_row(params![place, after, ROWS_A_PIECE - 1], |row| row.get(0))
+                .optional()?;
+            through = through.into_iter().chain(full).min();
+        }
         // A blob sorts behind every text.
         self.connection
             .prepare_cached(
-                "DELETE FROM pending WHERE destination = ?1 AND identifier > coalesce(?2, '') AND identifier <= coalesce(?3, x'') AND wanted <> 2
+                "DELETE FROM pending WHERE destination IN (?1, -?1) AND identifier > coalesce(?2, '') AND identifier <= coalesce(?3, x'') AND wanted <> 2
                  AND trait IN (SELECT t.id FROM route r JOIN trait t ON t.cohort = r.cohort WHERE r.state = ?4 AND r.destination = ?1)",
             )?
             .execute(params![id, after, through, ENDING])?;

@@ -136,7 +136,7 @@ impl Ledger {
             )?
             .query_row(
                 params![
-                    state.id,
+                    self.found_at(state.id, identifier, claimed.number)?,
                     identifier,
                     claimed.number.0,
                     wanted_stored(wanted),
@@ -171,7 +171,8 @@ impl Ledger {
         tally: &mut Tally,
     ) -> Result<Settled, StoreError> {
         let state = &self.destinations[destination];
-        let key = params![state.id, identifier, claimed.number.0];
+        let place = self.found_at(state.id, identifier, claimed.number)?;
+        let key = params![place, identifier, claimed.number.0];
         let Some((wanted, since, sent, late_until)) = self
             .connection
             .prepare_cached(
@@ -207,7 +208,7 @@ impl Ledger {
                 .prepare_cached(
                     "UPDATE pending SET due_at = ?4, express_at = coalesce(?4, express_at), late_until = ?5, attempts = 0, error = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
-                .execute(params![state.id, identifier, claimed.number.0, due_at, late_until])?;
+                .execute(params![place, identifier, claimed.number.0, due_at, late_until])?;
             return Ok(Settled::Written);
         }
         if told.needs_write(target) || late_until.is_some() {
@@ -217,7 +218,7 @@ impl Ledger {
                      WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
                 .execute(params![
-                    state.id,
+                    place,
                     identifier,
                     claimed.number.0,
                     told_stored(told),
@@ -244,7 +245,11 @@ impl Ledger {
             .prepare_cached(
                 "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?
-            .execute(params![destination, identifier, number.0])?;
+            .execute(params![
+                self.found_at(destination, identifier, number)?,
+                identifier,
+                number.0
+            ])?;
         Ok(())
     }
 
@@ -270,7 +275,7 @@ impl Ledger {
                  WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?
             .execute(params![
-                self.destinations[destination].id,
+                self.found_at(self.destinations[destination].id, identifier, number)?,
                 identifier,
                 number.0,
                 due_at,
@@ -305,7 +310,7 @@ impl Ledger {
             )?
             .query_row(
                 params![
-                    state.id,
+                    self.found_at(state.id, identifier, claimed.number)?,
                     identifier,
                     claimed.number.0,
                     told_stored(told)
@@ -332,12 +337,13 @@ impl Ledger {
         tally: &mut Tally,
     ) -> Result<(), StoreError> {
         let id = self.destinations[destination].id;
+        let place = self.found_at(id, identifier, claimed.number)?;
         let removed = self
             .connection
             .prepare_cached(
                 "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3 RETURNING wanted, since, sent, late_until",
             )?
-            .query_row(params![id, identifier, claimed.number.0], |row| {
+            .query_row(params![place, identifier, claimed.number.0], |row| {
                 let late = Late {
                     sent: row.get(2)?,
                     until: row.get(3)?,

@@ -88,7 +88,7 @@ impl Sweep {
     }
 
     fn is_current(&self, identifier: &str) -> bool {
-        !self.rows.is_empty() && self.last_seen.as_deref() == Some(identifier)
+        self.last_seen.as_deref() == Some(identifier)
     }
 
     fn open(&mut self, identifier: &str, busy: bool) {
@@ -152,13 +152,16 @@ impl Ledger {
                 sweep.open(identifier, busy);
             }
             seen += 1;
-            sweep.rows.push(Row::read(row, state.rules.linger_ms)?);
+            let row = Row::read(row, state.rules.linger_ms)?;
+            if !self.is_parked(row.number, row.wanted)? {
+                sweep.rows.push(row);
+            }
         }
         sweep.close();
         Ok(sweep.swept)
     }
 
-    /// All rows of one identity.
+    /// All rows of one identity that may be called for.
     pub(super) fn rows_of(
         &self,
         destination: usize,
@@ -172,7 +175,10 @@ impl Ledger {
         let mut rows = statement.query(params![state.id, identifier])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
-            found.push(Row::read(row, state.rules.linger_ms)?);
+            let row = Row::read(row, state.rules.linger_ms)?;
+            if !self.is_parked(row.number, row.wanted)? {
+                found.push(row);
+            }
         }
         Ok(found)
     }
