@@ -45,6 +45,7 @@ pub mod month;
 pub mod number;
 pub mod operator;
 pub mod pace;
+pub mod plan;
 pub mod rate;
 pub mod replay;
 pub mod rfc3339;

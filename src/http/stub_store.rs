@@ -12,6 +12,8 @@ use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{Action, DestinationName, SourceName};
 use crate::mixpanel::{Page, SetAside};
+use crate::month::Month;
+use crate::plan::{Load, Unwritten, UnwrittenOf, UnwrittenThere};
 use crate::roster::PersonHash;
 use crate::store::*;
 
@@ -396,6 +398,33 @@ impl Store for StubStore {
     async fn paused_destinations(&self) -> Result<Vec<DestinationName>, StoreError> {
         self.works()?;
         Ok(Vec::new())
+    }
+
+    async fn unwritten(&self, _: Month) -> Result<Unwritten, StoreError> {
+        self.works()?;
+        self.ordered("plan".into());
+        let load = Load {
+            identities: 4,
+            traits: 5,
+        };
+        let cohorts = self.cohorts.lock().unwrap().clone().into_iter();
+        let cohorts = cohorts.map(|cohort| UnwrittenOf {
+            source: cohort.source,
+            cohort_id: cohort.cohort_id,
+            name: cohort.name,
+            paused: cohort.paused,
+            load,
+        });
+        Ok(Unwritten {
+            waiting_pages: 0,
+            is_under_way: false,
+            destinations: vec![UnwrittenThere {
+                name: "production".into(),
+                load,
+                calls_made: 0,
+                cohorts: cohorts.collect(),
+            }],
+        })
     }
 
     async fn follow_pauses(&self, _: usize) -> Result<bool, StoreError> {

@@ -22,6 +22,8 @@ use crate::cohort::{Action, DestinationName, Half, OnLeave, SourceName, Target, 
 use crate::guard::RemovalGuard;
 use crate::layers::Word;
 use crate::mixpanel::{IdentifierRules, Page, SetAside};
+use crate::month::Month;
+use crate::plan::Unwritten;
 use crate::roster::{Damaged, PersonHash, Roster};
 use crate::run::{self, Fate};
 use crate::sorted::{Items, Roles};
@@ -680,6 +682,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// The destinations that are paused.
     async fn paused_destinations(&self) -> Result<Vec<DestinationName>, StoreError>;
+
+    /// What is still to be written to the destinations of the settings, and how many calls were made
+    /// to each in a month. Looks at everything pending.
+    async fn unwritten(&self, month: Month) -> Result<Unwritten, StoreError>;
 
     /// Moves a piece, of about `limit` pending traits, out of the way of claims, or back: what pausing
     /// and resuming cohorts takes. Returns whether there was anything to do; killed anywhere, it goes

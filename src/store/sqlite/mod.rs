@@ -23,6 +23,8 @@ use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Wanted};
 use crate::mixpanel::Page;
+use crate::month::Month;
+use crate::plan::Unwritten;
 use crate::roster::PersonHash;
 use crate::route::Routes;
 
@@ -54,6 +56,7 @@ mod sessions;
 mod settle;
 mod sweep;
 mod unproven;
+mod unwritten;
 mod verdicts;
 mod writer;
 
@@ -632,6 +635,12 @@ impl Store for SqliteStore {
 
     async fn paused_destinations(&self) -> Result<Vec<DestinationName>, StoreError> {
         self.read(pauses::paused_destinations).await
+    }
+
+    async fn unwritten(&self, month: Month) -> Result<Unwritten, StoreError> {
+        let on_leave = self.on_leave.clone();
+        self.read(move |connection| unwritten::unwritten(connection, &on_leave, month))
+            .await
     }
 
     async fn follow_pauses(&self, limit: usize) -> Result<bool, StoreError> {
