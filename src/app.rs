@@ -22,6 +22,8 @@ use crate::http::receive::{Receiver, ReceiverParts};
 use crate::http::{self, Admin, Detached};
 use crate::logging::IdentifierHash;
 use crate::metrics::Metrics;
+use crate::plan::Terms;
+use crate::planner::Planner;
 use crate::status::{BACKLOG_LIMIT_PAGES, DestinationHealth, Health};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{DestinationRules, SourceRules, Store};
@@ -45,6 +47,7 @@ pub struct App {
     detached: Detached,
     store: Arc<dyn Store>,
     dispatches: Vec<Arc<Dispatch>>,
+    planner: Arc<Planner>,
 }
 
 impl App {
@@ -61,11 +64,15 @@ impl App {
         health.pages_found(store.waiting_pages().await?);
         let detached = Detached::on(tokio::runtime::Handle::current());
 
+        let paused = store.paused_destinations().await?;
         let mut dispatches = Vec::new();
         let mut destinations = Vec::new();
+        let mut planned = Vec::new();
         for destination in &settings.destinations {
             let destination_health = Arc::new(DestinationHealth::new(destination.name.clone()));
+            destination_health.set_paused(paused.contains(&destination.name));
             destinations.push(Arc::clone(&destination_health));
+            planned.push((Terms::from(&**destination), Arc::clone(&destination_health)));
             let counters = metrics.destination(&destination.name);
             let calls = counters.clone();
             let client = Flagsmith::new(destination)?
@@ -81,6 +88,11 @@ impl App {
             })));
         }
 
+        let planner = Arc::new(Planner::new(
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            planned,
+        ));
         let intake = web::Data::new(Intake {
             sources: settings
                 .sources
@@ -127,6 +139,7 @@ impl App {
             health: Arc::clone(&health),
             destinations,
             metrics,
+            planner: Arc::clone(&planner),
             detached: detached.clone(),
             access: AdminAccess::new(settings.admin_token.as_ref(), admin_address),
         });
@@ -153,6 +166,7 @@ impl App {
             detached,
             store,
             dispatches,
+            planner,
         })
     }
 
@@ -181,6 +195,10 @@ impl App {
         let mut running = JoinSet::new();
         let fold = Fold::new(Arc::clone(&self.store), Arc::clone(&self.clock));
         running.spawn(fold.run(Arc::clone(&self.health), loops.clone()));
+        running.spawn(
+            self.planner
+                .tell_at_rest(Arc::clone(&self.health), loops.clone()),
+        );
         for dispatch in self.dispatches {
             running.spawn(dispatch.run(self.health.ledger_changes(), loops.clone()));
         }

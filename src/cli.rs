@@ -12,6 +12,10 @@ use crate::config::setting::{self, Setting};
 use crate::http::admin::views::Decision;
 use crate::operator::{Action, Selection};
 
+mod pause;
+
+pub use pause::PauseArgs;
+
 /// What follows the flags in `--help` of commands that have settings.
 const SETTINGS_NOTES: &str = "\
 A flag beats its variable, and an empty variable counts as not set. A variable with _FILE at its \
@@ -126,6 +130,9 @@ pub struct ServeArgs {
     /// Calls to a destination a calendar month (UTC) at most; delivery halts before it makes more.
     #[arg(long, value_name = "CALLS")]
     pub call_budget: Option<String>,
+    /// Take pages in and call nobody, to show what would be called: see plan.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Size of a webhook's body at most, from 64KiB to 1GiB.
     #[arg(long, value_name = "SIZE")]
     pub max_body_size: Option<String>,
@@ -195,6 +202,16 @@ pub enum OperatorCommand {
     Resync(CohortArgs),
     /// Let every member of a cohort leave, and then forget it but for its trait key.
     Retire(CohortArgs),
+    /// Write nothing of a cohort, or nothing to a destination, until it is resumed.
+    Pause(PauseArgs),
+    /// Write again what is wanted by now.
+    Resume(PauseArgs),
+    /// Show how many calls it takes to write what is pending.
+    Plan {
+        /// How to reach the service.
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
     /// Removals that wait for a decision: show them, approve them, or discard them.
     HeldRemovals {
         /// What to do with them.
@@ -313,6 +330,9 @@ impl OperatorCommand {
                 cohort_id,
                 operator,
             }) => (operator, Action::Retire { source, cohort_id }),
+            OperatorCommand::Pause(args) => args.into_action(true),
+            OperatorCommand::Resume(args) => args.into_action(false),
+            OperatorCommand::Plan { operator } => (operator, Action::Plan),
             OperatorCommand::HeldRemovals { command } => command.into_action(),
             OperatorCommand::Cohorts { operator } => (operator, Action::Cohorts),
             OperatorCommand::Member {
@@ -390,7 +410,9 @@ pub fn command() -> clap::Command {
     for name in ["serve", "check"] {
         command = command.mut_subcommand(name, |serve| with_notes(serve, setting::SERVE));
     }
-    for name in ["resync", "retire", "cohorts", "member", "forget"] {
+    for name in [
+        "resync", "retire", "pause", "resume", "plan", "cohorts", "member", "forget",
+    ] {
         command = command.mut_subcommand(name, |action| with_notes(action, setting::OPERATOR));
     }
     command
@@ -572,6 +594,7 @@ mod tests {
             "COHORT_BRIDGE_CALL_BUDGET",
             "none",
         ),
+        ("--dry-run", "", "COHORT_BRIDGE_DRY_RUN", "false"),
         (
             "--max-body-size",
             "<SIZE>",
@@ -622,7 +645,9 @@ mod tests {
 
     #[test]
     fn help_of_the_other_commands_shows_variables_and_defaults() {
-        for command_name in ["cohorts", "member", "resync", "forget"] {
+        for command_name in [
+            "cohorts", "member", "resync", "forget", "plan", "pause", "resume",
+        ] {
             let lines = help_lines(command_name);
             assert!(
                 lines["--admin-url"]
@@ -674,6 +699,7 @@ mod tests {
             "forget someone",
             "forget someone --delete-traits",
             "retire default 42",
+            "plan --json",
             "held-removals show default 42",
             "held-removals approve default 42 --json",
             "held-removals discard default 42 --admin-url http://h:1",
@@ -719,6 +745,7 @@ mod tests {
             }
         };
         assert_eq!(action("cohorts"), Action::Cohorts);
+        assert_eq!(action("plan"), Action::Plan);
         assert_eq!(action("dead-letters list"), Action::DeadLetters);
         assert_eq!(
             action("dead-letters retry --destination a --identifier b"),

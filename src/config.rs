@@ -114,6 +114,8 @@ pub struct Destination {
     pub max_calls_per_second: Option<f64>,
     /// Calls a calendar month (UTC) at most; without it as many as there is reason for.
     pub call_budget: Option<u64>,
+    /// Whether nobody is called, to show what would be.
+    pub dry_run: bool,
     /// How long after a time-out Flagsmith may still apply the write.
     pub late_write_window: Duration,
     /// How often the canary proves that a written trait stays.

@@ -149,6 +149,7 @@ fn settings(folder: &Path, standin: &StandIn, pair: &str) -> anyhow::Result<Sett
         max_in_flight: 16,
         max_calls_per_second: None,
         call_budget: None,
+        dry_run: false,
         late_write_window: Duration::from_secs(60),
         canary_interval: Duration::from_secs(15 * 60),
     };

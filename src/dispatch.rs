@@ -198,7 +198,11 @@ impl Dispatch {
             per_month: destination.call_budget,
         };
         let meter = Arc::new(Meter::new(Arc::clone(&clock), allowance));
-        health.set_meter(Arc::clone(&meter));
+        if destination.dry_run {
+            health.set_dry_run();
+        } else {
+            health.set_meter(Arc::clone(&meter));
+        }
         let client = client.metered_by(Arc::clone(&meter));
         let desk = Desk::new(destination.kind, destination.max_in_flight, clock.now());
         health.set_in_flight_limit(desk.pace.limit());
@@ -231,8 +235,13 @@ impl Dispatch {
     }
 
     /// Delivers until `stop`; then finishes the calls under way and gives back the rest. `changes`
-    /// says that the ledger changed.
+    /// says that the ledger changed. A dry run calls nobody.
     pub async fn run(self: Arc<Self>, changes: watch::Receiver<()>, stop: CancellationToken) {
+        if self.destination.dry_run {
+            // What was ordered is pending too, and nobody is called for it.
+            self.write_everything_again(stop).await;
+            return;
+        }
         let Some(watch) = self.recall_canaries(&stop).await else {
             return;
         };

@@ -373,6 +373,7 @@ mod tests {
             max_in_flight: 1,
             max_calls_per_second: None,
             call_budget: None,
+            dry_run: false,
             late_write_window: Duration::ZERO,
             canary_interval: Duration::ZERO,
         }

@@ -209,14 +209,21 @@ impl Fold {
 
     /// Steps until `stop`, and rests while there is nothing to do.
     pub async fn run(mut self, health: Arc<Health>, stop: CancellationToken) {
+        let mut was_busy = true;
         while !stop.is_cancelled() {
             let rest = match self.step().await {
                 Ok(Step::Busy { pages }) => {
                     health.pages_folded(pages);
                     health.ledger_changed();
+                    was_busy = true;
                     continue;
                 }
-                Ok(Step::Idle) => TIDY_EVERY,
+                Ok(Step::Idle) => {
+                    if std::mem::take(&mut was_busy) {
+                        health.fold_rests();
+                    }
+                    TIDY_EVERY
+                }
                 Err(error) => {
                     tracing::error!(%error, "folding waits: the ledger cannot be written");
                     self.work = None;

@@ -46,6 +46,7 @@ pub mod number;
 pub mod operator;
 pub mod pace;
 pub mod plan;
+pub mod planner;
 pub mod rate;
 pub mod replay;
 pub mod rfc3339;

@@ -124,6 +124,8 @@ struct Gauges {
     held_removals: IntGaugeVec,
     cohort_runs: IntGaugeVec,
     destination_halted: IntGaugeVec,
+    paused: IntGaugeVec,
+    cohort_paused: IntGaugeVec,
     calls_this_month: IntGaugeVec,
     call_budget: IntGaugeVec,
     inbox_pages: IntGauge,
@@ -188,7 +190,7 @@ impl Metrics {
                 )?,
                 oldest_pending_seconds: register.gauges(
                     "cohort_bridge_oldest_pending_seconds",
-                    "Age of the oldest pending change; 0 where nothing is pending.",
+                    "Age of the oldest pending change; 0 where nothing is pending. What is paused does not count.",
                     &["destination"],
                 )?,
                 last_heard_timestamp_seconds: register.gauges(
@@ -210,6 +212,16 @@ impl Metrics {
                     "cohort_bridge_destination_halted",
                     "1 while the destination waits to be mended, else 0.",
                     &["destination"],
+                )?,
+                paused: register.int_gauges(
+                    "cohort_bridge_paused",
+                    "1 while an operator has the destination paused, else 0.",
+                    &["destination"],
+                )?,
+                cohort_paused: register.int_gauges(
+                    "cohort_bridge_cohort_paused",
+                    "1 while an operator has the cohort paused, else 0.",
+                    &["source", "cohort_id"],
                 )?,
                 calls_this_month: register.int_gauges(
                     "cohort_bridge_calls_this_month",
@@ -320,6 +332,8 @@ impl Gauges {
         self.held_removals.reset();
         self.cohort_runs.reset();
         self.destination_halted.reset();
+        self.paused.reset();
+        self.cohort_paused.reset();
         self.calls_this_month.reset();
         self.call_budget.reset();
         for destination in &snapshot.destinations {
@@ -328,6 +342,9 @@ impl Gauges {
             self.destination_halted
                 .with_label_values(&label)
                 .set(i64::from(halted));
+            self.paused
+                .with_label_values(&label)
+                .set(i64::from(destination.paused));
             if let Some(calls) = destination.calls {
                 self.calls_this_month
                     .with_label_values(&label)
@@ -357,6 +374,8 @@ impl Gauges {
             self.last_heard_timestamp_seconds
                 .with_label_values(&[source, cohort_id])
                 .set(seconds(cohort.last_heard_at));
+            let paused = self.cohort_paused.with_label_values(&[source, cohort_id]);
+            paused.set(paused.get().max(i64::from(cohort.paused)));
             // Added, since cohorts of two projects may share an id; `reset` made them all nought.
             self.held_removals
                 .with_label_values(&[source, cohort_id])
@@ -429,9 +448,31 @@ mod tests {
                     since: 0,
                 }),
                 canary: Default::default(),
+                paused: false,
+                dry_run: false,
+                planned_calls: None,
             }],
             cohorts: Ok(vec![troubled_cohort("7"), cohort("8")]),
         }
+    }
+
+    #[test]
+    fn what_is_paused_is_told_and_grows_no_older() {
+        let metrics = Metrics::new().unwrap();
+        let mut paused = snapshot();
+        let zero = r#"cohort_bridge_oldest_pending_seconds{destination="production"} 0"#;
+        let one = r#"cohort_bridge_cohort_paused{cohort_id="7",source="default"} 1"#;
+        for cohort in paused.cohorts.as_mut().unwrap() {
+            cohort.paused = true;
+        }
+        let text = metrics.render(&paused).unwrap();
+        assert!(text.contains(zero) && text.contains(one), "{text}");
+        paused = snapshot();
+        paused.destinations[0].paused = true;
+        let text = metrics.render(&paused).unwrap();
+        let one = r#"cohort_bridge_paused{destination="production"} 1"#;
+        assert!(text.contains(zero) && text.contains(one), "{text}");
+        assert!(text.contains(r#"cohort_bridge_pending{destination="production"} 10"#));
     }
 
     #[test]
@@ -471,6 +512,8 @@ mod tests {
             r#"cohort_bridge_cohort_runs{cohort_id="7",outcome="dropped",source="default"} 2"#,
             r#"cohort_bridge_cohort_runs{cohort_id="7",outcome="undone",source="default"} 1"#,
             r#"cohort_bridge_destination_halted{destination="production"} 1"#,
+            r#"cohort_bridge_paused{destination="production"} 0"#,
+            r#"cohort_bridge_cohort_paused{cohort_id="7",source="default"} 0"#,
             r#"cohort_bridge_calls_this_month{destination="production"} 42"#,
             r#"cohort_bridge_call_budget{destination="production"} 1000"#,
             "cohort_bridge_inbox_pages 3",

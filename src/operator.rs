@@ -13,6 +13,7 @@ use crate::config::AdminEndpoint;
 use crate::http::admin::views::{Decision, DecisionOrder};
 
 mod answer;
+mod plan;
 mod table;
 
 /// How long to wait for a connection: the listener is near or not there.
@@ -51,6 +52,15 @@ pub enum Action {
         /// Mixpanel's id of the cohort.
         cohort_id: String,
     },
+    /// Pause a cohort or a destination, or resume it.
+    Pause {
+        /// Which.
+        what: Pausable,
+        /// Paused, not resumed.
+        pauses: bool,
+    },
+    /// Show what it takes to write what is pending.
+    Plan,
     /// Show the removals of a cohort that are held.
     HeldRemovals {
         /// The cohort's source.
@@ -73,6 +83,23 @@ pub enum Action {
         identifier: String,
         /// From Flagsmith too.
         delete_traits: bool,
+    },
+}
+
+/// What can be paused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pausable {
+    /// One cohort, wherever it goes.
+    Cohort {
+        /// The cohort's source.
+        source: String,
+        /// Mixpanel's id of the cohort.
+        cohort_id: String,
+    },
+    /// One destination, with all of its cohorts.
+    Destination {
+        /// Its name.
+        name: String,
     },
 }
 
@@ -207,6 +234,7 @@ impl Action {
     fn method(&self) -> Method {
         match self {
             Action::Cohorts
+            | Action::Plan
             | Action::Member { .. }
             | Action::DeadLetters
             | Action::HeldRemovals { .. } => Method::GET,
@@ -214,6 +242,7 @@ impl Action {
             | Action::DropDeadLetters(_)
             | Action::Resync { .. }
             | Action::Retire { .. }
+            | Action::Pause { .. }
             | Action::DecideHeldRemovals { .. } => Method::POST,
             Action::Forget { .. } => Method::DELETE,
         }
@@ -253,6 +282,16 @@ impl Action {
             Action::DropDeadLetters(_) => "dead-letters/drop".to_owned(),
             Action::Resync { source, cohort_id } => of_cohort(source, cohort_id, "resync")?,
             Action::Retire { source, cohort_id } => of_cohort(source, cohort_id, "retire")?,
+            Action::Plan => "plan".to_owned(),
+            Action::Pause { what, pauses } => {
+                let call = if *pauses { "pause" } else { "resume" };
+                match what {
+                    Pausable::Cohort { source, cohort_id } => of_cohort(source, cohort_id, call)?,
+                    Pausable::Destination { name } => {
+                        format!("destinations/{}/{call}", segment(name)?)
+                    }
+                }
+            }
             Action::HeldRemovals { source, cohort_id }
             | Action::DecideHeldRemovals {
                 source, cohort_id, ..
@@ -417,6 +456,36 @@ mod tests {
         assert!(lines[3].contains("2026-01-01T00:00:00Z"), "{printed}");
     }
 
+    #[tokio::test]
+    async fn a_pause_says_what_waits_and_a_resumption_what_goes() {
+        let cohort = Pausable::Cohort {
+            source: "eu".into(),
+            cohort_id: "a/b".into(),
+        };
+        let destination = Pausable::Destination {
+            name: "production".into(),
+        };
+        for (what, path) in [
+            (cohort, "cohorts/eu/a%2Fb"),
+            (destination, "destinations/production"),
+        ] {
+            for (pauses, call, said) in [
+                (true, "pause", "paused: 2 traits wait"),
+                (false, "resume", "resumed: 2 traits to be written"),
+            ] {
+                let action = Action::Pause {
+                    what: what.clone(),
+                    pauses,
+                };
+                let answer = format!(r#"{{"paused":{pauses},"pending":2}}"#);
+                let (request, printed) = exchange(action, &answer).await;
+                let line = format!("POST /api/v1/{path}/{call} HTTP/1.1\r\n");
+                assert!(request.starts_with(&line), "{request}");
+                assert_eq!(printed.trim(), said);
+            }
+        }
+    }
+
     /// The column STATE of a cohort with these keys, delivered to two destinations.
     async fn states(keys: &str) -> [String; 2] {
         let answer = format!(
@@ -436,6 +505,11 @@ mod tests {
         let sync = r#""needs_full_sync":{"reason":"r","how":"h"},"#;
         for (keys, here, there) in [
             (r#""state":"followed","#.to_owned(), "ready", "arriving"),
+            (
+                r#""state":"followed","paused":true,"#.to_owned(),
+                "ready, paused",
+                "arriving, paused",
+            ),
             (
                 format!(r#""state":"followed",{sync}"#),
                 "needs full sync",

@@ -22,6 +22,7 @@ pub const BACKLOG_LIMIT_PAGES: u64 = 100_000;
 pub struct Health {
     arrived: Notify,
     changes: watch::Sender<()>,
+    rested: Notify,
     inbox_waiting: AtomicI64,
     backlog_limit: u64,
     shutting_down: AtomicBool,
@@ -49,6 +50,7 @@ impl Health {
         Health {
             arrived: Notify::new(),
             changes: watch::Sender::new(()),
+            rested: Notify::new(),
             inbox_waiting: AtomicI64::new(0),
             backlog_limit,
             shutting_down: AtomicBool::new(false),
@@ -79,6 +81,16 @@ impl Health {
     /// Says when the ledger changed, to as many as ask; no change is missed.
     pub fn ledger_changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
+    }
+
+    /// The fold did all there was to do.
+    pub fn fold_rests(&self) {
+        self.rested.notify_one();
+    }
+
+    /// Returns when the fold came to rest since the last call; for one alone.
+    pub async fn fold_came_to_rest(&self) {
+        self.rested.notified().await;
     }
 
     /// Pages that an earlier run left.
@@ -165,6 +177,10 @@ pub struct DestinationHealth {
     in_flight: AtomicUsize,
     in_flight_limit: AtomicUsize,
     meter: OnceLock<Arc<Meter>>,
+    paused: watch::Sender<bool>,
+    pausing: tokio::sync::Mutex<()>,
+    dry_run: AtomicBool,
+    planned_calls: Mutex<Option<u64>>,
     canary: Mutex<CanaryView>,
 }
 
@@ -188,6 +204,10 @@ impl DestinationHealth {
             in_flight_limit: AtomicUsize::new(0),
             meter: OnceLock::new(),
             canary: Mutex::default(),
+            paused: watch::Sender::new(false),
+            pausing: tokio::sync::Mutex::default(),
+            dry_run: AtomicBool::new(false),
+            planned_calls: Mutex::default(),
         }
     }
 
@@ -239,6 +259,40 @@ impl DestinationHealth {
         let _ = self.meter.set(meter);
     }
 
+    /// Says whether an operator paused it: no call begins while it is paused.
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.send_replace(paused);
+    }
+
+    /// Whether an operator paused it.
+    pub fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    /// Says when it is paused and when it is resumed.
+    pub fn pauses(&self) -> watch::Receiver<bool> {
+        self.paused.subscribe()
+    }
+
+    /// Held while pausing is written down and told: of two orders at once, the one that is written
+    /// last must be told last.
+    pub fn pausing(&self) -> &tokio::sync::Mutex<()> {
+        &self.pausing
+    }
+
+    /// Says that nothing is called, to show what would be.
+    pub fn set_dry_run(&self) {
+        self.dry_run.store(true, Ordering::Relaxed);
+    }
+
+    /// Says how many calls it would take to write what is pending.
+    pub fn set_planned_calls(&self, calls: u64) {
+        *self
+            .planned_calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(calls);
+    }
+
     /// The state now.
     pub fn status(&self) -> DestinationStatus {
         DestinationStatus {
@@ -257,6 +311,12 @@ impl DestinationHealth {
             in_flight_limit: self.in_flight_limit.load(Ordering::Relaxed),
             calls: self.meter.get().map(|meter| meter.view()),
             canary: *self.canary(),
+            paused: self.is_paused(),
+            dry_run: self.dry_run.load(Ordering::Relaxed),
+            planned_calls: *self
+                .planned_calls
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
         }
     }
 }
@@ -278,6 +338,19 @@ pub struct DestinationStatus {
     pub calls: Option<CallsView>,
     /// How the canaries go.
     pub canary: CanaryView,
+    /// Whether an operator paused it.
+    pub paused: bool,
+    /// Whether nothing is called, to show what would be.
+    pub dry_run: bool,
+    /// Calls that a dry run found it would take, when the fold last came to rest.
+    pub planned_calls: Option<u64>,
+}
+
+impl DestinationStatus {
+    /// Whether what is pending there waits because somebody wants it so.
+    pub fn waits_as_wanted(&self) -> bool {
+        self.paused || self.dry_run
+    }
 }
 
 /// Everything the metrics and the status page show, at one moment.
@@ -302,7 +375,11 @@ pub struct Outstanding {
     pub pending: u64,
     /// Traits that cannot be written.
     pub dead: u64,
-    /// Age of the oldest pending change, in milliseconds.
+    /// Of the pending ones, those that wait because somebody paused their cohort or destination, or
+    /// wants a dry run.
+    pub paused: u64,
+    /// Age of the oldest pending change that does not wait because somebody wants it so, in
+    /// milliseconds.
     pub oldest_pending_ms: Option<Millis>,
 }
 
@@ -321,17 +398,26 @@ impl StatusSnapshot {
 
     /// What is still to do for one destination.
     pub fn outstanding(&self, destination: &DestinationName) -> Outstanding {
-        self.known_cohorts()
+        let waits_as_wanted = self
+            .destinations
             .iter()
-            .flat_map(|cohort| &cohort.destinations)
-            .filter(|delivery| delivery.name == *destination)
-            .fold(Outstanding::default(), |sum, delivery| Outstanding {
-                pending: sum.pending + delivery.pending,
-                dead: sum.dead + delivery.dead,
-                oldest_pending_ms: sum
-                    .oldest_pending_ms
-                    .max(oldest_pending_ms(delivery, self.now)),
-            })
+            .any(|status| status.name == *destination && status.waits_as_wanted());
+        let mut sum = Outstanding::default();
+        for cohort in self.known_cohorts() {
+            let here = |delivery: &&DeliveryView| delivery.name == *destination;
+            for delivery in cohort.destinations.iter().filter(here) {
+                sum.pending += delivery.pending;
+                sum.dead += delivery.dead;
+                if waits_as_wanted || cohort.paused {
+                    sum.paused += delivery.pending;
+                } else {
+                    sum.oldest_pending_ms = sum
+                        .oldest_pending_ms
+                        .max(oldest_pending_ms(delivery, self.now));
+                }
+            }
+        }
+        sum
     }
 }
 

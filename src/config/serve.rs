@@ -217,6 +217,11 @@ pub(super) fn read_destination(
         args.call_budget.as_deref(),
         parse::count(1..=MOST_CALLS),
     );
+    let dry_run = reader.value(
+        &setting::DRY_RUN,
+        args.dry_run.then_some("true"),
+        parse::boolean,
+    );
     let late_write_window = reader.value(
         &setting::LATE_WRITE_WINDOW,
         args.late_write_window.as_deref(),
@@ -253,6 +258,12 @@ pub(super) fn read_destination(
         ));
     }
 
+    if let Ok(true) = dry_run {
+        warnings.push(format!(
+            "{whose}{}: nothing is written to Flagsmith",
+            setting::DRY_RUN.flag,
+        ));
+    }
     if let (Ok(url), Ok(Kind::CoreBulk)) = (&api_url, kind)
         && url.host_str() == Some(EDGE_HOST)
     {
@@ -275,6 +286,7 @@ pub(super) fn read_destination(
         max_in_flight: max_in_flight?,
         max_calls_per_second: max_calls_per_second?,
         call_budget: call_budget?.map(|calls| calls as u64),
+        dry_run: dry_run?,
         late_write_window: late_write_window?,
         canary_interval: canary_interval?,
     })
@@ -470,7 +482,12 @@ const ROWS: &[Row] = &[
 
     #[test]
     fn every_setting_is_in_the_table_or_in_a_test_of_its_own() {
-        let own = [setting::ALLOW_HTTP, setting::CA_FILE, setting::CONFIG];
+        let own = [
+            setting::ALLOW_HTTP,
+            setting::CA_FILE,
+            setting::DRY_RUN,
+            setting::CONFIG,
+        ];
         let tested: Vec<&str> = ROWS
             .iter()
             .map(|row| &row.setting)
@@ -479,6 +496,45 @@ const ROWS: &[Row] = &[
             .collect();
         for setting in setting::SERVE {
             assert!(tested.contains(&setting.flag), "{}", setting.flag);
+        }
+    }
+
+    #[test]
+    fn a_dry_run_is_of_all_destinations_or_of_one() {
+        let dry = |flags: &[&str], variables: &[(&str, &str)]| {
+            let settings = with(flags, variables).expect("good");
+            let warned = settings
+                .warnings
+                .iter()
+                .any(|said| said.contains("--dry-run"));
+            let dry_run = settings.destinations[0].dry_run;
+            assert_eq!(warned, dry_run, "{:?}", settings.warnings);
+            dry_run
+        };
+        assert!(!dry(&[], &[]));
+        assert!(dry(&["--dry-run"], &[("COHORT_BRIDGE_DRY_RUN", "false")]));
+        assert!(dry(&[], &[("COHORT_BRIDGE_DRY_RUN", "true")]));
+        let found = faults(&[], &[("COHORT_BRIDGE_DRY_RUN", "maybe")]);
+        assert!(found[0].contains("--dry-run"), "{found:?}");
+
+        let table = |name: &str, more: &str| {
+            format!("[[destinations]]\nname = '{name}'\nenvironment_key = 'ser.hush'\n{more}\n")
+        };
+        let text = table("a", "dry_run = true") + &table("b", "dry_run = false") + &table("c", "");
+        let file = secret_file(text.as_bytes());
+        let path = file.path().to_str().expect("UTF-8");
+        for (for_all, expected) in [
+            ("false", [true, false, false]),
+            ("true", [true, false, true]),
+        ] {
+            let variables = [ENOUGH[0], ("COHORT_BRIDGE_DRY_RUN", for_all)];
+            let settings = settings(&["--config", path], &variables).expect("good");
+            let dry: Vec<_> = settings
+                .destinations
+                .iter()
+                .map(|there| there.dry_run)
+                .collect();
+            assert_eq!(dry, expected);
         }
     }
 

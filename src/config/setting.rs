@@ -203,6 +203,8 @@ pub(crate) const MAX_CALLS_PER_SECOND: Setting = Setting::new(
 );
 pub(crate) const CALL_BUDGET: Setting =
     Setting::new("--call-budget", "COHORT_BRIDGE_CALL_BUDGET", NONE);
+pub(crate) const DRY_RUN: Setting =
+    Setting::new("--dry-run", "COHORT_BRIDGE_DRY_RUN", Value("false"));
 pub(crate) const MAX_BODY_SIZE: Setting = Setting::new(
     "--max-body-size",
     "COHORT_BRIDGE_MAX_BODY_SIZE",
@@ -266,6 +268,7 @@ pub const SERVE: &[Setting] = &[
     MAX_IN_FLIGHT,
     MAX_CALLS_PER_SECOND,
     CALL_BUDGET,
+    DRY_RUN,
     MAX_BODY_SIZE,
     SHUTDOWN_GRACE,
     LOG_FORMAT,

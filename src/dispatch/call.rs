@@ -75,7 +75,11 @@ impl Dispatch {
         if desk.closing {
             return Next::End;
         }
-        if desk.calling >= desk.limit(self.clock.now()) || desk.waiting.is_empty() {
+        // Of a pause the clerk hears too: it gives back what waits, and wakes callers when it is over.
+        if desk.calling >= desk.limit(self.clock.now())
+            || desk.waiting.is_empty()
+            || self.health.is_paused()
+        {
             return Next::Wait(None);
         }
         match self.meter.promise() {

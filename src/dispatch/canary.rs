@@ -54,7 +54,12 @@ impl Dispatch {
     /// Proves now and then that a written trait stays: at the start, every interval, after many
     /// writes, and where an answer is suspicious.
     pub(super) async fn send_canaries(self: Arc<Self>, mut watch: Watch, stop: CancellationToken) {
+        let mut pauses = self.health.pauses();
         while !stop.is_cancelled() {
+            tokio::select! {
+                resumed = pauses.wait_for(|paused| !paused) => drop(resumed),
+                () = stop.cancelled() => break,
+            }
             let asked_at = self.clock.now();
             self.health.set_next_canary(None);
             let again = match self.ask_canary(&mut watch).await {

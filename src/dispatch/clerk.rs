@@ -49,6 +49,7 @@ impl Dispatch {
         stop: CancellationToken,
     ) {
         let mut clerk = Clerk::new();
+        let mut pauses = self.health.pauses();
         while !stop.is_cancelled() {
             let now = self.clock.now();
             let errand = self.next_errand(&mut clerk, now);
@@ -59,6 +60,7 @@ impl Dispatch {
             let wake = clerk.wake_at(&self.desk(), now);
             tokio::select! {
                 () = self.news.notified() => {}
+                Ok(()) = pauses.changed() => {}
                 () = self.asserted_again.notified() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
                 Ok(()) = changes.changed() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
                 () = self.sleep_until(wake) => {}
@@ -90,14 +92,14 @@ impl Dispatch {
             // The probe's time came while it lay there.
             self.work.notify_waiters();
         }
-        let is_used_up = self.meter.used_up().is_some();
-        if is_used_up {
+        let stands_still = self.health.is_paused() || self.meter.used_up().is_some();
+        if stands_still {
             // Whatever is due then, delivery starts from the beginning.
             desk.give_back_beyond(0);
             clerk.sweep = Sweep::At(None);
             clerk.next_due = None;
         }
-        let limit = if is_used_up {
+        let limit = if stands_still {
             0
         } else if probe {
             usize::from(may_call && desk.calling == 0 && desk.waiting.is_empty())

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::planner::Planner;
 use crate::status::{DestinationHealth, Health, StatusSnapshot};
 use crate::store::{DeadLetterFilter, Store, StoreError};
 
@@ -21,6 +22,8 @@ mod access;
 pub mod cohorts;
 mod error;
 pub mod openapi;
+pub mod pauses;
+pub mod plan;
 pub mod views;
 
 pub use access::{AdminAccess, Operator};
@@ -46,6 +49,8 @@ pub struct Admin {
     pub destinations: Vec<Arc<DestinationHealth>>,
     /// What Prometheus scrapes.
     pub metrics: Arc<Metrics>,
+    /// What it would take to deliver.
+    pub planner: Arc<Planner>,
     /// Where changes run on though the client has gone.
     pub detached: Detached,
     /// Who may change things.
@@ -317,14 +322,16 @@ mod tests {
 
     use super::*;
     use crate::clock::ManualClock;
+    use crate::config::Kind;
     use crate::http::configure_admin;
     use crate::http::stub_store::StubStore;
     use crate::meter::{Allowance, Meter};
+    use crate::plan::Terms;
     use crate::status::DestinationState;
 
     pub(super) struct Desk {
         pub(super) store: Arc<StubStore>,
-        admin: web::Data<Admin>,
+        pub(super) admin: web::Data<Admin>,
     }
 
     impl Desk {
@@ -344,11 +351,21 @@ mod tests {
                 ..Allowance::default()
             };
             destination.set_meter(Arc::new(Meter::new(clock, allowance)));
+            let destination = Arc::new(destination);
+            let clock = Arc::new(ManualClock::at(100_000));
+            let terms = Terms {
+                kind: Kind::Sdk,
+                max_calls_per_second: Some(0.5),
+                call_budget: Some(3),
+            };
+            let planned = vec![(terms, Arc::clone(&destination))];
+            let planner = Planner::new(store.clone(), clock.clone(), planned);
             let admin = web::Data::new(Admin {
                 store: store.clone(),
-                clock: Arc::new(ManualClock::at(100_000)),
+                clock,
+                planner: Arc::new(planner),
                 health: Arc::new(Health::new(1)),
-                destinations: vec![Arc::new(destination)],
+                destinations: vec![destination],
                 metrics: Arc::new(Metrics::new().unwrap()),
                 detached: Detached::on(Handle::current()),
                 access: AdminAccess::new(token.as_ref(), bound.parse().unwrap()),
@@ -489,7 +506,8 @@ mod tests {
             body,
             json!({"version": env!("CARGO_PKG_VERSION"), "ledger": "ok", "backlog": 0,
                 "destinations": [{"name": "production", "state": "halted",
-                    "reason": "wrong key", "warning": null, "in_flight": 2, "in_flight_limit": 16,
+                    "reason": "wrong key", "paused": false, "dry_run": false, "warning": null,
+                    "in_flight": 2, "in_flight_limit": 16,
                     "calls": {"month": "1970-01", "made": 0, "budget": 1_000, "forecast": 5},
                     "canary": {"stayed_at": "1970-01-01T00:00:01.000Z", "next_at": null}}]})
         );

@@ -3,7 +3,7 @@
 
 use actix_web::{Resource, Route, web};
 
-use admin::cohorts;
+use admin::{cohorts, pauses, plan};
 use authenticate::Intake;
 use receive::Receiver;
 
@@ -53,7 +53,7 @@ type AdminRoute = (&'static str, fn() -> Route);
 
 /// The admin listener's routes, those of one path beside each other. One that is missing from
 /// [`admin::openapi`] fails a test.
-const ADMIN_ROUTES: [AdminRoute; 16] = [
+const ADMIN_ROUTES: [AdminRoute; 21] = [
     ("/", || web::get().to(admin::status_page)),
     ("/livez", || web::get().to(health::livez)),
     ("/readyz", || web::get().to(health::readyz)),
@@ -73,6 +73,19 @@ const ADMIN_ROUTES: [AdminRoute; 16] = [
     ("/api/v1/cohorts/{source}/{cohort_id}/retire", || {
         web::post().to(cohorts::retire)
     }),
+    ("/api/v1/cohorts/{source}/{cohort_id}/pause", || {
+        web::post().to(pauses::pause_cohort)
+    }),
+    ("/api/v1/cohorts/{source}/{cohort_id}/resume", || {
+        web::post().to(pauses::resume_cohort)
+    }),
+    ("/api/v1/destinations/{name}/pause", || {
+        web::post().to(pauses::pause_destination)
+    }),
+    ("/api/v1/destinations/{name}/resume", || {
+        web::post().to(pauses::resume_destination)
+    }),
+    ("/api/v1/plan", || web::get().to(plan::plan)),
     ("/api/v1/members/{identifier}", || {
         web::get().to(admin::member)
     }),

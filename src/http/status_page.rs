@@ -136,10 +136,26 @@ impl Overall {
                 ));
             }
         }
-        if pending > 0 {
+        for destination in &snapshot.destinations {
+            if destination.dry_run {
+                let planned = Planned(destination.planned_calls);
+                return busy(format!(
+                    "Nothing is written to {}, since this is a dry run: {planned}. 'cohort-bridge plan' says for which cohorts.",
+                    destination.name
+                ));
+            }
+        }
+        let paused = total(|o| o.paused);
+        if pending > paused {
             return busy(format!(
                 "{} on the way to Flagsmith.",
-                counted(pending, "trait is", "traits are")
+                counted(pending - paused, "trait is", "traits are")
+            ));
+        }
+        if paused > 0 {
+            return busy(format!(
+                "{} until what is paused is resumed; see below.",
+                counted(paused, "trait waits", "traits wait")
             ));
         }
         if snapshot.backlog_pages > 0 {
@@ -221,6 +237,14 @@ fn destinations(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result
 
 fn state_cell(f: &mut Formatter<'_>, destination: &DestinationStatus) -> fmt::Result {
     let (mood, words) = match &destination.state {
+        _ if destination.dry_run => {
+            let planned = Planned(destination.planned_calls);
+            let words = format_args!("dry run: {planned}");
+            return cell(f, "State", Mood::Busy.class(), &words);
+        }
+        DestinationState::Ok if destination.paused => (Mood::Busy, "paused"),
+        DestinationState::BackingOff { .. } if destination.paused => (Mood::Busy, "paused"),
+        DestinationState::Halted { .. } if destination.paused => (Mood::Bad, "paused, and halted"),
         DestinationState::Ok => (Mood::Good, "delivering"),
         DestinationState::BackingOff { .. } => (Mood::Busy, "trying again"),
         DestinationState::Halted { .. } => (Mood::Bad, "halted"),
@@ -281,6 +305,21 @@ fn row_ends(f: &mut Formatter<'_>) -> fmt::Result {
 
 fn table_ends(f: &mut Formatter<'_>) -> fmt::Result {
     f.write_str("</tbody></table>\n")
+}
+
+/// What a dry run found, where it found anything yet.
+struct Planned(Option<u64>);
+
+impl Display for Planned {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(calls) => {
+                let calls = counted(calls, "call", "calls");
+                write!(f, "{calls} would be made")
+            }
+            None => f.write_str("calls are not counted yet"),
+        }
+    }
 }
 
 struct Waiting(u64, Option<Millis>);
@@ -381,6 +420,9 @@ mod tests {
                     since: 0,
                 }),
                 canary: Default::default(),
+                paused: false,
+                dry_run: false,
+                planned_calls: None,
             }],
             cohorts: Ok(cohorts),
         }
@@ -457,6 +499,57 @@ mod tests {
         ] {
             assert!(page.contains(text), "{text} is not in\n{page}");
         }
+    }
+
+    #[test]
+    fn what_is_paused_is_no_trouble_and_is_seen() {
+        let mut waits = cohort("7");
+        waits.destinations[0].dead = 0;
+        waits.paused = true;
+        let of_cohort = snapshot(vec![waits.clone()], DestinationState::Ok);
+        let overall = Overall::of(&of_cohort);
+        assert_eq!(overall.mood, Mood::Busy);
+        assert!(
+            overall.sentence.starts_with("5 traits wait"),
+            "{}",
+            overall.sentence
+        );
+        assert!(render(&of_cohort).contains(">arriving, paused<"));
+        assert_eq!(
+            of_cohort
+                .outstanding(&"production".into())
+                .oldest_pending_ms,
+            None
+        );
+
+        waits.paused = false;
+        let mut of_destination = snapshot(vec![waits], DestinationState::Ok);
+        let oldest = |snapshot: &StatusSnapshot| {
+            snapshot.outstanding(&"production".into()).oldest_pending_ms
+        };
+        assert_eq!(oldest(&of_destination), Some(60_000));
+        of_destination.destinations[0].paused = true;
+        assert_eq!(oldest(&of_destination), None);
+        assert!(
+            Overall::of(&of_destination)
+                .sentence
+                .starts_with("5 traits wait")
+        );
+        assert!(render(&of_destination).contains(">paused<"));
+        of_destination.destinations[0].state = halted("key");
+        assert!(render(&of_destination).contains("paused, and halted: key"));
+    }
+
+    #[test]
+    fn a_dry_run_says_what_it_found() {
+        let mut dry = snapshot(vec![settled("7")], DestinationState::Ok);
+        dry.destinations[0].dry_run = true;
+        assert!(render(&dry).contains("dry run: calls are not counted yet"));
+        dry.destinations[0].planned_calls = Some(1_500);
+        assert!(render(&dry).contains("dry run: 1,500 calls would be made"));
+        let overall = Overall::of(&dry);
+        assert_eq!(overall.mood, Mood::Busy);
+        assert!(overall.sentence.contains("cohort-bridge plan"));
     }
 
     #[test]

@@ -30,6 +30,8 @@ struct Cohort {
     last_heard_at: Option<Moment>,
     session: Option<Session>,
     state: Option<String>,
+    #[serde(default)]
+    paused: bool,
     held_removals: Option<Held>,
     needs_full_sync: Option<IgnoredAny>,
     #[serde(default)]
@@ -123,6 +125,12 @@ struct Retiring {
 }
 
 #[derive(Deserialize)]
+struct Paused {
+    paused: bool,
+    pending: u64,
+}
+
+#[derive(Deserialize)]
 struct Decided {
     held: u64,
 }
@@ -167,6 +175,17 @@ pub(super) fn shown(action: &Action, answer: &str) -> Result<String, serde_json:
             let members = counted(retiring, "member leaves", "members leave");
             format!("{members}, then the cohort is forgotten")
         }
+        Action::Pause { .. } => {
+            let Paused { paused, pending } = serde_json::from_str(answer)?;
+            match paused {
+                true => format!("paused: {}", counted(pending, "trait waits", "traits wait")),
+                false => format!(
+                    "resumed: {} to be written",
+                    counted(pending, "trait", "traits")
+                ),
+            }
+        }
+        Action::Plan => super::plan::shown(serde_json::from_str(answer)?),
         Action::HeldRemovals { .. } => held_removals(serde_json::from_str(answer)?),
         Action::DecideHeldRemovals { decision, .. } => {
             let Decided { held } = serde_json::from_str(answer)?;
@@ -258,7 +277,11 @@ fn state(cohort: &Cohort, ready: Option<bool>) -> String {
     };
     let held = cohort.held_removals.as_ref().map_or(0, |held| held.held);
     let needs_full_sync = cohort.needs_full_sync.is_some();
-    CohortState::of(standing, held, needs_full_sync, ready).to_string()
+    let state = CohortState::of(standing, held, needs_full_sync, ready);
+    match cohort.paused {
+        true => format!("{state}, paused"),
+        false => state.to_string(),
+    }
 }
 
 fn held_removals(answer: Held) -> String {
@@ -373,6 +396,6 @@ fn moment(moment: &Moment) -> String {
     }
 }
 
-fn or_nothing(value: Option<impl Display>) -> String {
+pub(super) fn or_nothing(value: Option<impl Display>) -> String {
     value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())
 }

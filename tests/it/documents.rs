@@ -209,6 +209,9 @@ fn every_command_shown_is_one_that_the_program_takes() {
         "resync",
         "retire",
         "held-removals",
+        "plan",
+        "pause",
+        "resume",
         "forget",
     ] {
         assert!(seen.contains(command), "{command} is shown nowhere");

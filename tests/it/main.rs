@@ -6,6 +6,7 @@ mod contract;
 mod delivery;
 mod disk_full;
 mod documents;
+mod dry_run;
 mod environments;
 mod flagsmith;
 mod fold;

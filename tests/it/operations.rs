@@ -111,6 +111,7 @@ const SETTINGS: &[(&str, &str, &str)] = &[
         "none",
     ),
     ("--call-budget", "COHORT_BRIDGE_CALL_BUDGET", "none"),
+    ("--dry-run", "COHORT_BRIDGE_DRY_RUN", "false"),
     ("--max-body-size", "COHORT_BRIDGE_MAX_BODY_SIZE", "16MiB"),
     ("--shutdown-grace", "COHORT_BRIDGE_SHUTDOWN_GRACE", "25s"),
     ("--log-format", "COHORT_BRIDGE_LOG_FORMAT", "json"),

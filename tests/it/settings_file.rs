@@ -120,6 +120,45 @@ async fn each_source_has_its_webhook_and_its_rules() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_runs_dry_or_is_paused_is_not_called_and_delays_no_other() {
+    let setup = Setup::new();
+    let calls = || setup.other.calls().values().sum::<u64>();
+    setup.write(&["one", "other"], "dry_run = true\n");
+    let mut process = Process::serve(&setup.variables).await;
+    let page = full("7", "s", &["ann"]);
+    assert_eq!(send(&process, "/us", "us:secret-1", &page).await, 200);
+    held(&setup.one, "ann", "mixpanel_cohort_7").await;
+    let admin = process.admin_url("/");
+    let plan = run(&["plan", "--admin-url", &admin], &Variables::new());
+    assert_eq!(plan.code, Some(0), "{}", plan.stderr);
+    assert!(plan.stdout.contains("dry run"), "{}", plan.stdout);
+    let pause = ["pause", "--destination", "other", "--admin-url", &admin];
+    let paused = run(&pause, &Variables::new());
+    assert_eq!(paused.stdout.trim(), "paused: 1 trait waits");
+    let unknown = ["pause", "us", "8", "--admin-url", &admin];
+    let unknown = run(&unknown, &Variables::new());
+    assert_eq!(unknown.code, Some(1));
+    assert!(
+        unknown.stderr.contains("/api/v1/cohorts"),
+        "{}",
+        unknown.stderr
+    );
+
+    process.kill();
+    setup.write(&["one", "other"], "");
+    let process = Process::serve(&setup.variables).await;
+    let page = full("7", "t", &["ann", "bob"]);
+    assert_eq!(send(&process, "/us", "us:secret-1", &page).await, 200);
+    held(&setup.one, "bob", "mixpanel_cohort_7").await;
+    assert_eq!(calls(), 0);
+    let admin = process.admin_url("/");
+    let resume = ["resume", "--destination", "other", "--admin-url", &admin];
+    let resumed = run(&resume, &Variables::new());
+    assert_eq!(resumed.stdout.trim(), "resumed: 2 traits to be written");
+    held(&setup.other, "bob", "mixpanel_cohort_7").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_destination_that_hangs_or_is_halted_delays_no_other() {
     for fault in [Fault::Hang, Fault::unknown_key()] {
         let setup = Setup::new();

@@ -100,6 +100,7 @@ pub fn destination(url: &str, key: &str) -> Destination {
         max_in_flight: 8,
         max_calls_per_second: None,
         call_budget: None,
+        dry_run: false,
         late_write_window: Duration::from_secs(60),
         canary_interval: Duration::from_secs(900),
     }

@@ -181,7 +181,7 @@ mod tests {
             json!({"cohorts": [{
                 "source": "default", "cohort_id": "7", "project_id": "2914407",
                 "name": "Trial power users 7", "former_name": null,
-                "state": "followed", "trait_key": "mixpanel_cohort_7",
+                "state": "followed", "paused": false, "trait_key": "mixpanel_cohort_7",
                 "members": 1_234_567, "last_heard_at": "1970-01-01T00:01:30.000Z",
                 "session": {"id": "s1", "action": "members", "pages_received": 2,
                     "pages_total": 3, "completed_at": null},
@@ -311,13 +311,19 @@ mod tests {
             let path = format!("/api/v1/cohorts/default/8/{call}");
             let (status, body) = desk.post(&path, order).await;
             assert_eq!(status, 404, "{call}");
-            assert_eq!(body, json!({"error": "no such cohort"}));
+            assert_eq!(
+                body,
+                json!({"error": "no such cohort: GET /api/v1/cohorts names those that were heard of"})
+            );
         }
         for of in ["default/8", "eu/7"] {
             let path = format!("/api/v1/cohorts/{of}/held-removals");
             let (status, body) = desk.get(&path).await;
             assert_eq!(status, 404, "{of}");
-            assert_eq!(body, json!({"error": "no such cohort"}));
+            assert_eq!(
+                body,
+                json!({"error": "no such cohort: GET /api/v1/cohorts names those that were heard of"})
+            );
         }
     }
 }

@@ -34,8 +34,11 @@ pub enum AdminError {
     #[error("method not allowed")]
     MethodNotAllowed,
     /// The ledger does not know the cohort.
-    #[error("no such cohort")]
+    #[error("no such cohort: GET /api/v1/cohorts names those that were heard of")]
     UnknownCohort,
+    /// The settings have no such destination.
+    #[error("no such destination: GET /api/v1/status names those of the settings")]
+    UnknownDestination,
     /// The ledger does not know the person.
     #[error("nothing is known of this person")]
     UnknownPerson,
@@ -66,9 +69,10 @@ impl ResponseError for AdminError {
             AdminError::TokenNeeded | AdminError::ForeignHost | AdminError::ForeignOrigin => {
                 StatusCode::FORBIDDEN
             }
-            AdminError::NotFound | AdminError::UnknownCohort | AdminError::UnknownPerson => {
-                StatusCode::NOT_FOUND
-            }
+            AdminError::NotFound
+            | AdminError::UnknownCohort
+            | AdminError::UnknownDestination
+            | AdminError::UnknownPerson => StatusCode::NOT_FOUND,
             AdminError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             AdminError::ForgetQuery | AdminError::Decision(_) | AdminError::Body(_) => {
                 StatusCode::BAD_REQUEST

@@ -5,8 +5,8 @@ use utoipa::openapi::OpenApi as Tree;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
-use super::cohorts;
 use super::views::{DeadLetterOrder, ErrorReply};
+use super::{cohorts, pauses, plan};
 use crate::http::{admin, health};
 
 /// The document; its title and version are the crate's.
@@ -25,6 +25,11 @@ use crate::http::{admin, health};
         cohorts::held_removals,
         cohorts::decide_held_removals,
         cohorts::retire,
+        pauses::pause_cohort,
+        pauses::resume_cohort,
+        pauses::pause_destination,
+        pauses::resume_destination,
+        plan::plan,
         admin::member,
         admin::forget,
         admin::dead_letters,
@@ -116,6 +121,7 @@ mod tests {
                 .replace("{source}", "default")
                 .replace("{cohort_id}", "7")
                 .replace("{identifier}", "usr_1")
+                .replace("{name}", "production")
         }
 
         /// A body that is right, where the call takes one.
@@ -290,6 +296,7 @@ mod tests {
             assert_eq!(answered, 200, "{path}");
             seen.insert(200);
             let other = path.replace("/7/", "/8/").replace("usr_1", "usr_2");
+            let other = other.replace("/production/", "/nowhere/");
             seen.insert(ask(&desk, &document, &call, &other, body).await);
             seen.insert(ask(&desk, &document, &call, &path, "[]").await);
             let odd = format!("{path}?traits=keep");
@@ -375,6 +382,7 @@ mod tests {
             name: "Seven".into(),
             former_name: None,
             state: StandingWord::Retiring,
+            paused: true,
             trait_key: "seven".into(),
             members: 0,
             last_heard_at: "1970-01-01T00:00:00.000Z".into(),
@@ -389,6 +397,8 @@ mod tests {
             name: "production".into(),
             state: "ok".into(),
             reason: None,
+            paused: true,
+            dry_run: true,
             warning: None,
             in_flight: 0,
             in_flight_limit: 64,

@@ -8,11 +8,15 @@ use crate::status::{DestinationStatus, StatusSnapshot};
 use crate::store::{DeadLetter, DeliveryState, MembershipDelivery, MembershipView};
 
 mod cohort;
+mod pause;
+mod plan;
 
 pub use cohort::{
     CohortReply, CohortsReply, Decided, Decision, DecisionOrder, DeliveryReply, FullSyncReply,
     HeldRemovalsReply, Retiring, RunsReply, SessionReply, StandingWord,
 };
+pub use pause::PauseReply;
+pub use plan::{BudgetReply, PlanReply, PlannedCohortReply, PlannedReply};
 
 /// The answer to a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -54,6 +58,10 @@ pub struct DestinationReply {
     /// Why it is not `ok`.
     #[schema(required)]
     pub reason: Option<String>,
+    /// Whether an operator paused it: nothing is called until it is resumed.
+    pub paused: bool,
+    /// Whether nothing is called, to show what would be.
+    pub dry_run: bool,
     /// What somebody should look at, though calls go out.
     #[schema(required)]
     pub warning: Option<String>,
@@ -102,6 +110,8 @@ impl DestinationReply {
             name: status.name.to_string(),
             state: status.state.as_str().to_owned(),
             reason: status.state.reason().map(str::to_owned),
+            paused: status.paused,
+            dry_run: status.dry_run,
             warning: status.warning.as_deref().map(str::to_owned),
             in_flight: status.in_flight,
             in_flight_limit: status.in_flight_limit,

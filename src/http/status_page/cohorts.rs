@@ -44,7 +44,9 @@ pub(super) fn section(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::
     for cohort in cohorts {
         row_begins(f, &CohortName(cohort))?;
         let state = CohortState::from(cohort);
-        cell(f, "State", mood(state).class(), &state)?;
+        let paused = if cohort.paused { ", paused" } else { "" };
+        let words = format_args!("{state}{paused}");
+        cell(f, "State", mood(state).class(), &words)?;
         let key = format_args!("<code>{}</code>", Text(&cohort.trait_key));
         cell(f, "Trait key", "", &key)?;
         cell(f, "Members", "number", &Members(cohort))?;

@@ -49,6 +49,8 @@ pub struct CohortReply {
     pub former_name: Option<String>,
     /// Whether its pages take effect.
     pub state: StandingWord,
+    /// Whether none of its traits is written until it is resumed.
+    pub paused: bool,
     /// Flagsmith's trait for it.
     pub trait_key: String,
     /// People in it.
@@ -83,6 +85,7 @@ impl CohortReply {
             name: cohort.name,
             former_name: cohort.former_name,
             state: cohort.standing.into(),
+            paused: cohort.paused,
             trait_key: cohort.trait_key.to_string(),
             members: cohort.members,
             last_heard_at: rfc3339::utc(cohort.last_heard_at),

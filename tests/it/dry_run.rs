@@ -1,0 +1,253 @@
+//! `--dry-run`, the plan, and pauses of a running service.
+
+use std::time::Duration;
+
+use cohort_bridge::config::Kind;
+use cohort_bridge::standin::{Endpoint, StandIn};
+use serde_json::{Value, json};
+
+use crate::support::eventually;
+use crate::support::pages::{key, page, people};
+use crate::support::service::{Service, Setup, spawn_app, stand_in};
+
+/// Every HTTP call that reached Flagsmith.
+fn calls(stand_in: &StandIn) -> u64 {
+    stand_in.calls().values().sum()
+}
+
+async fn dry(change: impl FnOnce(&mut Setup)) -> Service {
+    spawn_app(stand_in(), |setup| {
+        setup.destination.dry_run = true;
+        change(setup);
+    })
+    .await
+}
+
+async fn plan(service: &Service) -> Value {
+    service.get("/api/v1/plan").await.json()
+}
+
+async fn send(service: &Service, cohort: &str, session: &str, members: &[String]) {
+    service
+        .send(&page("members", cohort, session, (1, 1), members))
+        .await;
+}
+
+/// The calls that wrote traits, once all is delivered and the canary is done.
+async fn trait_calls(service: &Service) -> u64 {
+    service.settled().await;
+    eventually("the canary is read back", async || {
+        (service.stand_in.calls_to(Endpoint::Read) >= 2).then_some(())
+    })
+    .await;
+    service.stand_in.calls_to(Endpoint::Write) - 1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_calls_nobody_and_the_next_start_calls_as_often_as_was_planned() {
+    let everybody = people("p", 90);
+    let service = dry(|setup| {
+        setup.destination.max_calls_per_second = Some(20.0);
+        setup.destination.call_budget = Some(1_000);
+    })
+    .await;
+    for (cohort, members) in [("a", 0..60), ("b", 30..90), ("c", 50..55)] {
+        send(&service, cohort, "s", &everybody[members]).await;
+    }
+    // Changes before the first call cost none.
+    send(&service, "c", "t", &everybody[50..52]).await;
+    service.folded().await;
+
+    let planned = plan(&service).await;
+    let there = &planned["destinations"][0];
+    assert_eq!(planned["complete"], true, "{planned}");
+    assert_eq!(there["dry_run"], true);
+    let figures = ["identities", "traits", "calls", "seconds"].map(|key| there[key].as_u64());
+    // Whoever left c again is told so: nothing is known of what an earlier ledger wrote.
+    assert_eq!(figures, [Some(90), Some(125), Some(90), Some(5)]);
+    assert_eq!(
+        there["budget"],
+        json!({"month": "2027-01", "left": 1_000, "enough": true})
+    );
+    let cohorts = there["cohorts"].as_array().unwrap().iter();
+    let alone: Vec<_> = cohorts
+        .map(|cohort| (cohort["traits"].as_u64(), cohort["calls_alone"].as_u64()))
+        .collect();
+    let each = [60, 60, 5].map(|figure| (Some(figure), Some(figure)));
+    assert_eq!(alone, each);
+
+    // Neither a canary nor anything else, however long.
+    for _ in 0..30 {
+        service.clock.advance(Duration::from_secs(120));
+        service.folded().await;
+    }
+    assert_eq!(calls(&service.stand_in), 0);
+    let status = service.get("/api/v1/status").await.json();
+    let destination = &status["destinations"][0];
+    assert_eq!(destination["state"], "ok");
+    assert_eq!(destination["dry_run"], true);
+    let metrics = service.get("/metrics").await.text;
+    let oldest = "cohort_bridge_oldest_pending_seconds{destination=\"default\"} 0\n";
+    assert!(metrics.contains(oldest), "{metrics}");
+    eventually("the status page tells the calls", async || {
+        let page = service.get("/").await.text;
+        page.contains("dry run: 90 calls would be made")
+            .then_some(())
+    })
+    .await;
+
+    let service = service.restarted(|_| {}).await;
+    assert_eq!(trait_calls(&service).await, 90);
+    assert_eq!(service.stored("p0000", &key("a")), Some(true));
+    assert_eq!(service.stored("p0053", &key("c")), Some(false));
+    let planned = plan(&service).await;
+    assert_eq!(planned["destinations"][0]["calls"], 0);
+    assert_eq!(planned["destinations"][0]["cohorts"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_bulk_a_hundred_traits_are_a_call() {
+    let service = dry(|setup| setup.destination.kind = Kind::CoreBulk).await;
+    let everybody = people("p", 150);
+    send(&service, "a", "s", &everybody).await;
+    send(&service, "b", "s", &everybody[..51]).await;
+    service.folded().await;
+    let planned = plan(&service).await;
+    let there = &planned["destinations"][0];
+    assert_eq!(there["kind"], "core-bulk");
+    assert_eq!(
+        (&there["traits"], &there["calls"]),
+        (&json!(201), &json!(3))
+    );
+    assert_eq!(there["cohorts"][1]["calls_alone"], 1);
+    assert_eq!(there["budget"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_leaves_out_what_is_paused() {
+    let service = dry(|_| {}).await;
+    let everybody = people("p", 30);
+    send(&service, "a", "s", &everybody[..20]).await;
+    send(&service, "b", "s", &everybody[10..]).await;
+    service.folded().await;
+    service.order("/api/v1/cohorts/default/a/pause").await;
+    let figures = async || {
+        eventually("the rows are put aside or brought back", async || {
+            let plan = plan(&service).await;
+            (plan["complete"] == true).then(|| {
+                let there = &plan["destinations"][0];
+                let a = &there["cohorts"][0];
+                let figures = [&there["calls"], &there["traits"], &a["calls_alone"]];
+                (
+                    figures.map(|figure| figure.as_u64().unwrap()),
+                    a["paused"] == true,
+                )
+            })
+        })
+        .await
+    };
+    assert_eq!(figures().await, ([20, 20, 20], true));
+    service.order("/api/v1/cohorts/default/a/resume").await;
+    assert_eq!(figures().await, ([30, 40, 20], false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_destination_is_not_called_until_it_is_resumed() {
+    let service = spawn_app(stand_in(), |_| {}).await;
+    service.canary_is_done().await;
+    let path = "/api/v1/destinations/default";
+    let reply = service.order(&format!("{path}/pause")).await;
+    assert_eq!(reply, json!({"paused": true, "pending": 0}));
+    let everybody = people("p", 20);
+    send(&service, "a", "s", &everybody).await;
+    service.folded().await;
+    let stands_still = async |service: &Service| {
+        for _ in 0..30 {
+            service.clock.advance(Duration::from_secs(120));
+            service.folded().await;
+        }
+        let status = service.get("/api/v1/status").await.json();
+        assert_eq!(status["destinations"][0]["paused"], true);
+        assert_eq!(calls(&service.stand_in), 0, "canary included");
+        let metrics = service.get("/metrics").await.text;
+        for line in [
+            "cohort_bridge_paused{destination=\"default\"} 1",
+            "cohort_bridge_pending{destination=\"default\"} 20",
+            "cohort_bridge_oldest_pending_seconds{destination=\"default\"} 0",
+        ] {
+            assert!(metrics.contains(line), "{line} is not in {metrics}");
+        }
+    };
+    stands_still(&service).await;
+    // A start sends a canary otherwise.
+    let service = service.restarted(|_| {}).await;
+    stands_still(&service).await;
+    let reply = service.order(&format!("{path}/resume")).await;
+    assert_eq!(reply, json!({"paused": false, "pending": 20}));
+    assert_eq!(trait_calls(&service).await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_claimed_and_waits_for_its_turn_is_not_called_either() {
+    let service = spawn_app(stand_in(), |setup| {
+        setup.destination.max_calls_per_second = Some(1.0);
+    })
+    .await;
+    send(&service, "a", "s", &people("p", 20)).await;
+    service
+        .time_passes("some calls", async || {
+            service.stand_in.calls_to(Endpoint::Write) >= 4
+        })
+        .await;
+    service.order("/api/v1/destinations/default/pause").await;
+    // Whatever was under way ends.
+    eventually("no call under way", async || {
+        let status = service.get("/api/v1/status").await.json();
+        (status["destinations"][0]["in_flight"] == 0).then_some(())
+    })
+    .await;
+    let before = calls(&service.stand_in);
+    for _ in 0..60 {
+        service.clock.advance(Duration::from_secs(2));
+        service.folded().await;
+    }
+    assert_eq!(calls(&service.stand_in), before);
+    // Everybody leaves: what was claimed before that is stale.
+    send(&service, "a", "t", &[]).await;
+    service.folded().await;
+    let writes = service.stand_in.calls_to(Endpoint::Write);
+    service.order("/api/v1/destinations/default/resume").await;
+    service.settled_in_time().await;
+    let more = service.stand_in.calls_to(Endpoint::Write) - writes;
+    assert_eq!(more, 20, "one a person");
+    for person in people("p", 20) {
+        assert_eq!(service.stored(&person, &key("a")), Some(false));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resumed_cohort_is_delivered_by_itself() {
+    let service = spawn_app(stand_in(), |_| {}).await;
+    send(&service, "a", "s", &people("p", 20)).await;
+    service.settled().await;
+    service.order("/api/v1/cohorts/default/a/pause").await;
+    send(&service, "a", "t", &people("p", 10)).await;
+    send(&service, "b", "s", &people("p", 5)).await;
+    eventually("the other cohort is delivered", async || {
+        (service.stored("p0004", &key("b")) == Some(true)).then_some(())
+    })
+    .await;
+    assert_eq!(service.stored("p0019", &key("a")), Some(true));
+    let service = service.restarted(|_| {}).await;
+    let cohorts = service.cohorts().await;
+    assert_eq!(
+        (&cohorts[0]["paused"], &cohorts[1]["paused"]),
+        (&json!(true), &json!(false))
+    );
+    assert_eq!(service.pending().await, 10);
+    service.order("/api/v1/cohorts/default/a/resume").await;
+    service.settled().await;
+    assert_eq!(service.stored("p0019", &key("a")), Some(false));
+    let unknown = service.get("/api/v1/cohorts/default/a/pause").await;
+    assert_eq!(unknown.status, 405);
+}
