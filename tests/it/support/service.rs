@@ -13,6 +13,7 @@ use cohort_bridge::config::{Database, Destination, LogFormat, Settings, Source};
 use cohort_bridge::http::authenticate::Credentials;
 use cohort_bridge::mixpanel::IdentifierRules;
 use cohort_bridge::standin::{Endpoint, Environment, StandIn, StandInOptions};
+use cohort_bridge::store::StoreError;
 use cohort_bridge::trait_key::TraitKeyTemplate;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
@@ -137,7 +138,14 @@ async fn start(
         log_filter: "off".into(),
         warnings: Vec::new(),
     };
-    let app = App::build(settings, Arc::new(clock.clone())).await.unwrap();
+    // Another test that starts a process holds a copy of the lock between fork and exec.
+    let app = eventually("the ledger is free", async || {
+        match App::build(settings.clone(), Arc::new(clock.clone())).await {
+            Err(error) if is_in_use(&error) => None,
+            built => Some(built.unwrap()),
+        }
+    })
+    .await;
     let stop = CancellationToken::new();
     Service {
         stand_in,
@@ -149,6 +157,11 @@ async fn start(
         running: tokio::spawn(app.run_until(stop)),
         folder,
     }
+}
+
+fn is_in_use(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<StoreError>();
+    matches!(error, Some(StoreError::InUse { .. }))
 }
 
 impl Service {
