@@ -1,15 +1,15 @@
 //! Delivery by the real service beside a bare reqwest loop with the same body and the same number
 //! in flight, against the same stand-in, in the same run; and wrk's where it is installed.
 
+#[path = "support/bare.rs"]
+mod bare;
 mod support;
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cohort_bridge::flagsmith::MAX_ROWS;
+use bare::{bare, bare_bulk};
 use cohort_bridge::standin::{Endpoint, StandIn, StandInOptions};
 use support::*;
 
@@ -23,98 +23,6 @@ fn calls() -> usize {
         .ok()
         .and_then(|count| count.parse().ok())
         .unwrap_or(400_000)
-}
-
-/// What a script would do: 64 tasks, one client, no memory of anything.
-async fn bare(url: &str, calls: usize) -> f64 {
-    let client = reqwest::Client::builder()
-        .pool_max_idle_per_host(IN_FLIGHT)
-        .no_proxy()
-        .build()
-        .expect("a client");
-    let next = Arc::new(AtomicUsize::new(0));
-    let url = format!("{url}identities/");
-    let begun = Instant::now();
-    let tasks: Vec<_> = (0..IN_FLIGHT)
-        .map(|_| {
-            let (client, next, url) = (client.clone(), Arc::clone(&next), url.clone());
-            tokio::spawn(async move {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= calls {
-                        break;
-                    }
-                    let body = format!(
-                        r#"{{"identifier":"{}","traits":[{{"trait_key":"mixpanel_cohort_bench_bare","trait_value":true}}]}}"#,
-                        identifier(Ids::Sequential, number)
-                    );
-                    let answer = client
-                        .post(&url)
-                        .header("x-environment-key", "ser.server-key")
-                        .header("content-type", "application/json")
-                        .header("accept", "application/json")
-                        .body(body)
-                        .send()
-                        .await
-                        .expect("the stand-in answers");
-                    assert_eq!(answer.status(), 200);
-                    answer.bytes().await.expect("the stand-in answers");
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.expect("no panic");
-    }
-    calls as f64 / begun.elapsed().as_secs_f64()
-}
-
-/// The same in bulk: a hundred rows a call.
-async fn bare_bulk(url: &str, rows: usize) -> f64 {
-    let client = reqwest::Client::builder()
-        .pool_max_idle_per_host(BULK_IN_FLIGHT)
-        .no_proxy()
-        .build()
-        .expect("a client");
-    let next = Arc::new(AtomicUsize::new(0));
-    let url = format!("{url}traits/bulk/");
-    let begun = Instant::now();
-    let tasks: Vec<_> = (0..BULK_IN_FLIGHT)
-        .map(|_| {
-            let (client, next, url) = (client.clone(), Arc::clone(&next), url.clone());
-            tokio::spawn(async move {
-                loop {
-                    let first = next.fetch_add(MAX_ROWS, Ordering::Relaxed);
-                    if first >= rows {
-                        break;
-                    }
-                    let body: Vec<_> = (first..first + MAX_ROWS)
-                        .map(|number| {
-                            format!(
-                                r#"{{"identity":{{"identifier":"{}"}},"trait_key":"mixpanel_cohort_bench_bare","trait_value":true}}"#,
-                                identifier(Ids::Sequential, number)
-                            )
-                        })
-                        .collect();
-                    let answer = client
-                        .put(&url)
-                        .header("x-environment-key", "ser.server-key")
-                        .header("content-type", "application/json")
-                        .header("accept", "application/json")
-                        .body(format!("[{}]", body.join(",")))
-                        .send()
-                        .await
-                        .expect("the stand-in answers");
-                    assert_eq!(answer.status(), 200);
-                    answer.bytes().await.expect("the stand-in answers");
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.expect("no panic");
-    }
-    rows as f64 / begun.elapsed().as_secs_f64()
 }
 
 /// Rows a second in bulk, and calls made.
@@ -170,8 +78,8 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime");
-    runtime.block_on(bare(&standin.url(), calls / 10));
-    let before = runtime.block_on(bare(&standin.url(), calls));
+    runtime.block_on(bare(&standin.url(), calls / 10, IN_FLIGHT));
+    let before = runtime.block_on(bare(&standin.url(), calls, IN_FLIGHT));
 
     // The service finds its work in the ledger.
     let ledger = folder.path().join("ledger.db");
@@ -193,7 +101,7 @@ fn main() {
     let resident = service.peak_resident();
     service.terminate();
 
-    let after = runtime.block_on(bare(&standin.url(), calls));
+    let after = runtime.block_on(bare(&standin.url(), calls, IN_FLIGHT));
     let raw = (before + after) / 2.0;
     let wrk = wrk(&standin.url(), folder.path());
     println!(
@@ -213,7 +121,7 @@ fn main() {
         })
     );
 
-    let raw = runtime.block_on(bare_bulk(&standin.url(), calls));
+    let raw = runtime.block_on(bare_bulk(&standin.url(), calls, BULK_IN_FLIGHT));
     let ledger = folder.path().join("bulk.db");
     fill(&ledger, calls);
     let (delivered, calls_made) = deliver_in_bulk(&ledger, &standin, calls);

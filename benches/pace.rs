@@ -1,13 +1,16 @@
 //! Delivery by the real service to a Flagsmith that takes 50 ms over every answer, however many it is
 //! asked, and to one of eight workers that takes 80 ms and queues the rest: both beside what they
-//! could answer at most.
+//! could answer at most, and the first beside a bare reqwest loop.
 
+#[path = "support/bare.rs"]
+mod bare;
 mod support;
 
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use bare::bare;
 use cohort_bridge::standin::{Endpoint, Fault, StandIn, StandInOptions};
 use support::*;
 
@@ -47,7 +50,7 @@ fn deliver(ledger: &Path, standin: &StandIn, calls: usize) -> f64 {
     calls_per_second
 }
 
-fn report(bench: &str, calls_per_second: f64, limit: f64, standin: &StandIn) {
+fn report(bench: &str, calls_per_second: f64, limit: f64, bare: Option<f64>, standin: &StandIn) {
     println!(
         "{}",
         serde_json::json!({
@@ -55,6 +58,8 @@ fn report(bench: &str, calls_per_second: f64, limit: f64, standin: &StandIn) {
             "calls_per_second": calls_per_second.round(),
             "limit_calls_per_second": limit.round(),
             "ratio_to_limit": calls_per_second / limit,
+            "bare_reqwest_calls_per_second": bare.map(f64::round),
+            "ratio_to_bare_reqwest": bare.map(|bare| calls_per_second / bare),
             "most_in_flight": standin.max_in_flight(),
         })
     );
@@ -69,7 +74,15 @@ fn main() {
     standin.fault(Fault::Delay(DELAY));
     let delivered = deliver(&ledger, &standin, DELAYED_CALLS);
     let limit = IN_FLIGHT as f64 / DELAY.as_secs_f64();
-    report("delivery, 50 ms an answer", delivered, limit, &standin);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let raw = runtime.block_on(bare(&standin.url(), DELAYED_CALLS / 2, IN_FLIGHT));
+    report(
+        "delivery, 50 ms an answer",
+        delivered,
+        limit,
+        Some(raw),
+        &standin,
+    );
 
     let ledger = folder.path().join("queued.db");
     standin.clear_faults();
@@ -84,5 +97,11 @@ fn main() {
     });
     let delivered = deliver(&ledger, &standin, QUEUED_CALLS);
     let limit = WORKERS as f64 / SERVICE.as_secs_f64();
-    report("delivery, 8 workers of 80 ms", delivered, limit, &standin);
+    report(
+        "delivery, 8 workers of 80 ms",
+        delivered,
+        limit,
+        None,
+        &standin,
+    );
 }

@@ -168,9 +168,20 @@ impl Service {
 
     /// With more settings, by variable.
     pub fn start_with(ledger: &Path, flagsmith: &str, settings: &[(&str, &str)]) -> Self {
+        let binary = Command::new(env!("CARGO_BIN_EXE_cohort-bridge"));
+        Self::start_as(binary, ledger, flagsmith, settings)
+    }
+
+    /// By a command that ends in the binary: a tool that watches it, say.
+    pub fn start_as(
+        mut command: Command,
+        ledger: &Path,
+        flagsmith: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let (webhook, admin) = (free_port(), free_port());
         let begun = Instant::now();
-        let child = Command::new(env!("CARGO_BIN_EXE_cohort-bridge"))
+        let child = command
             .arg("serve")
             .env("DATABASE_URL", format!("sqlite://{}", ledger.display()))
             .env("COHORT_BRIDGE_LISTEN", webhook.to_string())
