@@ -10,7 +10,7 @@ use secrecy::SecretString;
 
 use crate::config::setting::{self, Setting};
 use crate::http::admin::views::Decision;
-use crate::operator::{Action, Selection};
+use crate::operator::{Action, ResyncOf, Selection};
 
 mod pause;
 
@@ -198,8 +198,8 @@ pub enum OperatorCommand {
         #[command(subcommand)]
         command: DeadLettersCommand,
     },
-    /// Write every trait of a cohort again.
-    Resync(CohortArgs),
+    /// Write every trait of a cohort or a destination again, behind whatever is new.
+    Resync(ResyncArgs),
     /// Let every member of a cohort leave, and then forget it but for its trait key.
     Retire(CohortArgs),
     /// Write nothing of a cohort, or nothing to a destination, until it is resumed.
@@ -261,6 +261,62 @@ pub struct CohortArgs {
     pub operator: OperatorArgs,
 }
 
+/// What is to be written again, or no longer.
+#[derive(Args, Clone, Debug)]
+pub struct ResyncArgs {
+    /// The cohort's source, such as default.
+    #[arg(
+        value_name = "SOURCE",
+        requires = "cohort_id",
+        required_unless_present = "destination"
+    )]
+    pub source: Option<String>,
+    /// Mixpanel's id of the cohort.
+    #[arg(value_name = "COHORT_ID")]
+    pub cohort_id: Option<String>,
+    /// Only at this destination; without a cohort, all cohorts that go there.
+    #[arg(long, value_name = "NAME")]
+    pub destination: Option<String>,
+    /// Calls a second that this may cause at most, below what the destination takes; fractions too.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub max_calls_per_second: Option<f64>,
+    /// Cancel it instead, as far as it was not reached.
+    #[arg(long, conflicts_with = "max_calls_per_second")]
+    pub cancel: bool,
+    /// How to reach the service.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+}
+
+fn rate(value: &str) -> Result<f64, String> {
+    let rate = value.parse().ok();
+    rate.filter(|rate: &f64| *rate > 0.0 && rate.is_finite())
+        .ok_or_else(|| "give a number of calls a second above 0, such as 20 or 0.5".to_owned())
+}
+
+impl ResyncArgs {
+    fn into_action(self) -> (OperatorArgs, Action) {
+        let of = match (self.source.zip(self.cohort_id), self.destination) {
+            (Some((source, cohort_id)), destination) => ResyncOf::Cohort {
+                source,
+                cohort_id,
+                destination,
+            },
+            // Without a cohort there is a destination.
+            (None, destination) => ResyncOf::Destination(destination.unwrap_or_default()),
+        };
+        let action = if self.cancel {
+            Action::CancelResync(of)
+        } else {
+            Action::Resync {
+                of,
+                max_calls_per_second: self.max_calls_per_second,
+            }
+        };
+        (self.operator, action)
+    }
+}
+
 /// What to do with held removals.
 #[derive(Debug, Subcommand)]
 pub enum HeldRemovalsCommand {
@@ -320,11 +376,7 @@ impl OperatorCommand {
                     Action::DropDeadLetters(selection(args.destination, args.identifier)),
                 ),
             },
-            OperatorCommand::Resync(CohortArgs {
-                source,
-                cohort_id,
-                operator,
-            }) => (operator, Action::Resync { source, cohort_id }),
+            OperatorCommand::Resync(args) => args.into_action(),
             OperatorCommand::Retire(CohortArgs {
                 source,
                 cohort_id,
@@ -758,13 +810,40 @@ mod tests {
             action("dead-letters drop"),
             Action::DropDeadLetters(Selection::default())
         );
+        let cohort = |destination: Option<&str>| ResyncOf::Cohort {
+            source: "eu".into(),
+            cohort_id: "7".into(),
+            destination: destination.map(str::to_owned),
+        };
         assert_eq!(
             action("resync eu 7"),
             Action::Resync {
-                source: "eu".into(),
-                cohort_id: "7".into()
+                of: cohort(None),
+                max_calls_per_second: None
             }
         );
+        assert_eq!(
+            action("resync eu 7 --destination b --max-calls-per-second 0.5"),
+            Action::Resync {
+                of: cohort(Some("b")),
+                max_calls_per_second: Some(0.5)
+            }
+        );
+        assert_eq!(
+            action("resync --destination b --cancel"),
+            Action::CancelResync(ResyncOf::Destination("b".into()))
+        );
+        for wrong in [
+            "resync",
+            "resync eu",
+            "resync eu --destination b",
+            "resync eu 7 --cancel --max-calls-per-second 2",
+            "resync eu 7 --max-calls-per-second 0",
+            "resync eu 7 --max-calls-per-second inf",
+        ] {
+            let line = format!("cohort-bridge {wrong}");
+            try_parse_from(line.split(' ')).expect_err(wrong);
+        }
         assert_eq!(
             action("member x"),
             Action::Member {

@@ -33,7 +33,7 @@ mod canary;
 mod clerk;
 mod count;
 mod depth;
-mod rewrite;
+mod resync;
 mod split;
 
 pub use call::ATTEMPTS;
@@ -64,8 +64,10 @@ pub struct Dispatch {
     blank_is_stored: AtomicBool,
     /// Wakes the clerk: what was settled is pending again.
     asserted_again: Notify,
-    /// Wakes who makes everything pending again: it was ordered.
-    rewrite_ordered: Notify,
+    /// Wakes the clerk: something was made pending again that waits for nothing.
+    brought_up: Notify,
+    /// Wakes who makes things pending again: there may be room for more.
+    may_bring_up: Notify,
     /// Wakes the canary: an answer does not look as if it were stored, or Flagsmith's.
     suspicion: Notify,
     /// Wakes the canary: much is unproven.
@@ -220,7 +222,8 @@ impl Dispatch {
             news: Notify::new(),
             blank_is_stored: AtomicBool::new(false),
             asserted_again: Notify::new(),
-            rewrite_ordered: Notify::new(),
+            brought_up: Notify::new(),
+            may_bring_up: Notify::new(),
             suspicion: Notify::new(),
             proof_wanted: Notify::new(),
             prove_after_calls: PROVE_AFTER_CALLS,
@@ -239,7 +242,7 @@ impl Dispatch {
     pub async fn run(self: Arc<Self>, changes: watch::Receiver<()>, stop: CancellationToken) {
         if self.destination.dry_run {
             // What was ordered is pending too, and nobody is called for it.
-            self.write_everything_again(stop).await;
+            self.write_again_on_and_on(stop).await;
             return;
         }
         let Some(watch) = self.recall_canaries(&stop).await else {
@@ -260,7 +263,7 @@ impl Dispatch {
         // Dropped with this future, it ends with it.
         let mut canary = JoinSet::new();
         canary.spawn(Arc::clone(&self).send_canaries(watch, stop.clone()));
-        canary.spawn(Arc::clone(&self).write_everything_again(stop.clone()));
+        canary.spawn(Arc::clone(&self).write_again_on_and_on(stop.clone()));
         self.keep_the_desk(changes, stop).await;
         // At once: the grace may end before a call that hangs does.
         self.settle_the_rest().await;

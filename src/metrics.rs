@@ -447,6 +447,7 @@ mod tests {
                     budget: Some(1_000),
                     since: 0,
                 }),
+                resync: None,
                 canary: Default::default(),
                 paused: false,
                 dry_run: false,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::config::AdminEndpoint;
-use crate::http::admin::views::{Decision, DecisionOrder};
+use crate::http::admin::views::{Decision, DecisionOrder, ResyncRate};
 
 mod answer;
 mod plan;
@@ -19,11 +19,11 @@ mod table;
 /// How long to wait for a connection: the listener is near or not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to wait for an answer: resyncing a cohort of ten million is one call.
+/// How long to wait for an answer: trying a million dead letters again is one call.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What an operator asks of a running service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Show every cohort.
     Cohorts,
@@ -38,13 +38,15 @@ pub enum Action {
     RetryDeadLetters(Selection),
     /// Drop dead letters.
     DropDeadLetters(Selection),
-    /// Write every trait of a cohort again.
+    /// Write every trait of a cohort or a destination again.
     Resync {
-        /// The cohort's source.
-        source: String,
-        /// Mixpanel's id of the cohort.
-        cohort_id: String,
+        /// Whose.
+        of: ResyncOf,
+        /// Calls a second that this may cause at most.
+        max_calls_per_second: Option<f64>,
     },
+    /// Cancel that, as far as it was not reached.
+    CancelResync(ResyncOf),
     /// Let every member of a cohort leave, and forget it.
     Retire {
         /// The cohort's source.
@@ -101,6 +103,22 @@ pub enum Pausable {
         /// Its name.
         name: String,
     },
+}
+
+/// What is to be written again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResyncOf {
+    /// One cohort.
+    Cohort {
+        /// The cohort's source.
+        source: String,
+        /// Mixpanel's id of the cohort.
+        cohort_id: String,
+        /// At this destination alone.
+        destination: Option<String>,
+    },
+    /// Every cohort that goes to this destination.
+    Destination(String),
 }
 
 /// Which dead letters are meant; `None` means any.
@@ -244,7 +262,7 @@ impl Action {
             | Action::Retire { .. }
             | Action::Pause { .. }
             | Action::DecideHeldRemovals { .. } => Method::POST,
-            Action::Forget { .. } => Method::DELETE,
+            Action::Forget { .. } | Action::CancelResync(_) => Method::DELETE,
         }
     }
 
@@ -261,6 +279,15 @@ impl Action {
                     decision: *decision,
                 };
                 serde_json::to_string(&order).map(Some)
+            }
+            Action::Resync {
+                max_calls_per_second: rate @ Some(_),
+                ..
+            } => {
+                let rate = ResyncRate {
+                    max_calls_per_second: *rate,
+                };
+                serde_json::to_string(&rate).map(Some)
             }
             _ => Ok(None),
         }
@@ -280,7 +307,7 @@ impl Action {
             Action::DeadLetters => "dead-letters".to_owned(),
             Action::RetryDeadLetters(_) => "dead-letters/retry".to_owned(),
             Action::DropDeadLetters(_) => "dead-letters/drop".to_owned(),
-            Action::Resync { source, cohort_id } => of_cohort(source, cohort_id, "resync")?,
+            Action::Resync { of, .. } | Action::CancelResync(of) => of.path()?,
             Action::Retire { source, cohort_id } => of_cohort(source, cohort_id, "retire")?,
             Action::Plan => "plan".to_owned(),
             Action::Pause { what, pauses } => {
@@ -298,6 +325,26 @@ impl Action {
             } => of_cohort(source, cohort_id, "held-removals")?,
         };
         Ok(base.join(&format!("api/v1/{path}"))?)
+    }
+}
+
+impl ResyncOf {
+    fn path(&self) -> Result<String, OperatorError> {
+        match self {
+            ResyncOf::Destination(name) => Ok(format!("destinations/{}/resync", segment(name)?)),
+            ResyncOf::Cohort {
+                source,
+                cohort_id,
+                destination,
+            } => {
+                let path = of_cohort(source, cohort_id, "resync")?;
+                Ok(match destination {
+                    // What is right in a path is right in a query.
+                    Some(name) => format!("{path}?destination={}", segment(name)?),
+                    None => path,
+                })
+            }
+        }
     }
 }
 
@@ -680,16 +727,42 @@ mod tests {
 
     #[tokio::test]
     async fn a_cohort_is_resynced_and_a_person_forgotten() {
-        let resync = Action::Resync {
+        let cohort = |destination: Option<&str>| ResyncOf::Cohort {
             source: "eu west".into(),
             cohort_id: "4/2".into(),
+            destination: destination.map(str::to_owned),
         };
-        let (request, printed) = exchange(resync, r#"{"pending":12}"#).await;
-        assert!(
-            request.starts_with("POST /api/v1/cohorts/eu%20west/4%2F2/resync HTTP"),
-            "{request}"
-        );
-        assert_eq!(printed, "12 to be written again\n");
+        let path = "/api/v1/cohorts/eu%20west/4%2F2/resync";
+        for (of, max_calls_per_second, path, body) in [
+            (cohort(None), None, path.to_owned(), ""),
+            (
+                cohort(Some("a&b")),
+                Some(0.5),
+                format!("{path}?destination=a%26b"),
+                r#"{"max_calls_per_second":0.5}"#,
+            ),
+            (
+                ResyncOf::Destination("us 1".into()),
+                None,
+                "/api/v1/destinations/us%201/resync".to_owned(),
+                "",
+            ),
+        ] {
+            let cancel = Action::CancelResync(of.clone());
+            let resync = Action::Resync {
+                of,
+                max_calls_per_second,
+            };
+            let (request, printed) = exchange(resync, r#"{"pending":12}"#).await;
+            let line = format!("POST {path} HTTP");
+            assert!(request.starts_with(&line), "{request}");
+            assert_eq!(request.split_once("\r\n\r\n").unwrap().1, body);
+            assert_eq!(printed, "12 to be written again\n");
+            let (request, printed) = exchange(cancel, r#"{"cancelled":7}"#).await;
+            let line = format!("DELETE {path} HTTP");
+            assert!(request.starts_with(&line), "{request}");
+            assert_eq!(printed, "7 not to be written again after all\n");
+        }
 
         for (delete_traits, path) in [(false, "p%3F"), (true, "p%3F?traits=delete")] {
             let forget = Action::Forget {

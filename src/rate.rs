@@ -42,6 +42,13 @@ impl Rate {
         Some(now.saturating_add((wait as Millis).max(1)))
     }
 
+    /// How many calls may be made at once now.
+    pub fn ready(&mut self, now: Millis) -> usize {
+        self.fill(now);
+        // Saturates at nought where calls are to be made up for.
+        (self.tokens + NEARLY) as usize
+    }
+
     /// A call is made, allowed or not: what could not wait is made up for by those that can.
     pub fn take(&mut self, now: Millis) {
         self.fill(now);

@@ -11,7 +11,7 @@ use crate::clock::Millis;
 use crate::cohort::DestinationName;
 use crate::meter::Meter;
 use crate::number::Number;
-use crate::store::{CohortStanding, CohortView, DeliveryView, FullSyncReason};
+use crate::store::{CohortStanding, CohortView, DeliveryView, FullSyncReason, ResyncView};
 
 /// Pages that may wait in the inbox before Mixpanel is asked to come back later: ten full syncs
 /// of its largest cohort (10 million users in pages of 1,000), some gigabytes on disk.
@@ -181,6 +181,7 @@ pub struct DestinationHealth {
     pausing: tokio::sync::Mutex<()>,
     dry_run: AtomicBool,
     planned_calls: Mutex<Option<u64>>,
+    resync_ordered: Notify,
     canary: Mutex<CanaryView>,
 }
 
@@ -203,6 +204,7 @@ impl DestinationHealth {
             in_flight: AtomicUsize::new(0),
             in_flight_limit: AtomicUsize::new(0),
             meter: OnceLock::new(),
+            resync_ordered: Notify::new(),
             canary: Mutex::default(),
             paused: watch::Sender::new(false),
             pausing: tokio::sync::Mutex::default(),
@@ -294,6 +296,17 @@ impl DestinationHealth {
     }
 
     /// The state now.
+    /// Something is to be written again, or no longer.
+    pub fn resync_ordered(&self) {
+        self.resync_ordered.notify_one();
+    }
+
+    /// Returns when that was said since the last call; for the dispatcher alone.
+    pub async fn resync_is_ordered(&self) {
+        self.resync_ordered.notified().await;
+    }
+
+    /// The state now; what is written again, the ledger knows.
     pub fn status(&self) -> DestinationStatus {
         DestinationStatus {
             name: self.name.clone(),
@@ -310,6 +323,7 @@ impl DestinationHealth {
             in_flight: self.in_flight.load(Ordering::Relaxed),
             in_flight_limit: self.in_flight_limit.load(Ordering::Relaxed),
             calls: self.meter.get().map(|meter| meter.view()),
+            resync: None,
             canary: *self.canary(),
             paused: self.is_paused(),
             dry_run: self.dry_run.load(Ordering::Relaxed),
@@ -322,7 +336,7 @@ impl DestinationHealth {
 }
 
 /// One destination at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DestinationStatus {
     /// Which destination.
     pub name: DestinationName,
@@ -336,6 +350,8 @@ pub struct DestinationStatus {
     pub in_flight_limit: usize,
     /// The calls of this month; `None` before delivery began.
     pub calls: Option<CallsView>,
+    /// What is being written again.
+    pub resync: Option<ResyncView>,
     /// How the canaries go.
     pub canary: CanaryView,
     /// Whether an operator paused it.

@@ -18,7 +18,7 @@ use crate::clock::{Millis, millis};
 use crate::config::Destination;
 use crate::flagsmith::Storage;
 use crate::gate::Signal;
-use crate::store::StoreError;
+use crate::store::{ResyncOrder, ResyncScope, StoreError};
 
 /// How long a warning of an environment that is not as it should be is shown, in milliseconds.
 const WARNED_FOR: Millis = 24 * 3_600_000;
@@ -224,8 +224,12 @@ impl Dispatch {
 
     /// The environment proved to be another one: it is told everything.
     async fn follow(&self, watch: &mut Watch, why: Why) -> Result<(), StoreError> {
-        self.store.order_rewrite(&self.destination.name).await?;
-        self.rewrite_ordered.notify_one();
+        let order = ResyncOrder {
+            scope: ResyncScope::Destination(self.destination.name.clone()),
+            max_calls_per_second: None,
+        };
+        self.store.order_resync(order, self.clock.now()).await?;
+        self.health.resync_ordered();
         self.warn(watch, &format!("{why}. Everything is written again"));
         watch.memory.followed(why);
         Ok(())

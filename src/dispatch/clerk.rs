@@ -51,6 +51,8 @@ impl Dispatch {
         let mut clerk = Clerk::new();
         let mut pauses = self.health.pauses();
         while !stop.is_cancelled() {
+            // Calls may have ended, or the gate opened.
+            self.may_bring_up.notify_one();
             let now = self.clock.now();
             let errand = self.next_errand(&mut clerk, now);
             if let Some(errand) = errand {
@@ -62,6 +64,7 @@ impl Dispatch {
                 () = self.news.notified() => {}
                 Ok(()) = pauses.changed() => {}
                 () = self.asserted_again.notified() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
+                () = self.brought_up.notified() => clerk.ledger_changed(self.clock.now()),
                 Ok(()) = changes.changed() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
                 () = self.sleep_until(wake) => {}
                 () = stop.cancelled() => {}

@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::planner::Planner;
-use crate::status::{DestinationHealth, Health, StatusSnapshot};
-use crate::store::{DeadLetterFilter, Store, StoreError};
+use crate::status::{DestinationHealth, DestinationStatus, Health, StatusSnapshot};
+use crate::store::{DeadLetterFilter, ResyncView, Store, StoreError};
 
 use super::{Detached, status_page as page};
 
@@ -24,6 +24,7 @@ mod error;
 pub mod openapi;
 pub mod pauses;
 pub mod plan;
+pub mod resync;
 pub mod views;
 
 pub use access::{AdminAccess, Operator};
@@ -63,6 +64,8 @@ impl Admin {
             tracing::warn!(%error, "the ledger cannot be read");
             error.to_string().into()
         });
+        // Where the ledger cannot be read, that is said above.
+        let mut resyncs = self.store.resyncs().await.unwrap_or_default();
         StatusSnapshot {
             now: self.clock.now(),
             backlog_pages: self.health.backlog(),
@@ -70,7 +73,13 @@ impl Admin {
             destinations: self
                 .destinations
                 .iter()
-                .map(|destination| destination.status())
+                .map(|destination| {
+                    let own = |view: &mut ResyncView| view.destination == *destination.name();
+                    DestinationStatus {
+                        resync: resyncs.extract_if(.., own).next(),
+                        ..destination.status()
+                    }
+                })
                 .collect(),
             cohorts,
         }
@@ -509,7 +518,8 @@ mod tests {
                     "reason": "wrong key", "paused": false, "dry_run": false, "warning": null,
                     "in_flight": 2, "in_flight_limit": 16,
                     "calls": {"month": "1970-01", "made": 0, "budget": 1_000, "forecast": 5},
-                    "canary": {"stayed_at": "1970-01-01T00:00:01.000Z", "next_at": null}}]})
+                    "canary": {"stayed_at": "1970-01-01T00:00:01.000Z", "next_at": null},
+                    "resync": null}]})
         );
         desk.store.fail_with(Some(|| StoreError::Full));
         let (_, body) = desk.get("/api/v1/status").await;

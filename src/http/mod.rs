@@ -3,7 +3,7 @@
 
 use actix_web::{Resource, Route, web};
 
-use admin::{cohorts, pauses, plan};
+use admin::{cohorts, pauses, plan, resync};
 use authenticate::Intake;
 use receive::Receiver;
 
@@ -53,7 +53,7 @@ type AdminRoute = (&'static str, fn() -> Route);
 
 /// The admin listener's routes, those of one path beside each other. One that is missing from
 /// [`admin::openapi`] fails a test.
-const ADMIN_ROUTES: [AdminRoute; 21] = [
+const ADMIN_ROUTES: [AdminRoute; 24] = [
     ("/", || web::get().to(admin::status_page)),
     ("/livez", || web::get().to(health::livez)),
     ("/readyz", || web::get().to(health::readyz)),
@@ -62,7 +62,16 @@ const ADMIN_ROUTES: [AdminRoute; 21] = [
     ("/api/v1/status", || web::get().to(admin::status)),
     ("/api/v1/cohorts", || web::get().to(cohorts::cohorts)),
     ("/api/v1/cohorts/{source}/{cohort_id}/resync", || {
-        web::post().to(cohorts::resync)
+        web::post().to(resync::resync_cohort)
+    }),
+    ("/api/v1/cohorts/{source}/{cohort_id}/resync", || {
+        web::delete().to(resync::cancel_cohort)
+    }),
+    ("/api/v1/destinations/{name}/resync", || {
+        web::post().to(resync::resync_destination)
+    }),
+    ("/api/v1/destinations/{name}/resync", || {
+        web::delete().to(resync::cancel_destination)
     }),
     ("/api/v1/cohorts/{source}/{cohort_id}/held-removals", || {
         web::get().to(cohorts::held_removals)

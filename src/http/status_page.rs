@@ -11,6 +11,7 @@ use crate::number::{Number, counted};
 use crate::status::{
     CohortState, DestinationState, DestinationStatus, Outstanding, StatusSnapshot,
 };
+use crate::store::ResyncView;
 
 mod cohorts;
 mod text;
@@ -224,7 +225,11 @@ fn destinations(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result
             f,
             "Pending",
             "number",
-            &Waiting(outstanding.pending, outstanding.oldest_pending_ms),
+            &format_args!(
+                "{}{}",
+                Waiting(outstanding.pending, outstanding.oldest_pending_ms),
+                WrittenAgain(destination.resync.as_ref())
+            ),
         )?;
         cell(f, "Dead", "number", &Dead(outstanding.dead))?;
         cell(f, "Calls in flight", "number", &InFlight(destination))?;
@@ -233,6 +238,29 @@ fn destinations(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result
         row_ends(f)?;
     }
     table_ends(f)
+}
+
+/// How far it is with what is written again.
+struct WrittenAgain<'a>(Option<&'a ResyncView>);
+
+impl Display for WrittenAgain<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Some(view) = self.0 else {
+            return Ok(());
+        };
+        f.write_str(" <span class=\"soft\">")?;
+        match &view.cohort {
+            Some((_, cohort_id)) => write!(f, "cohort {}", Text(cohort_id))?,
+            None => f.write_str("everything")?,
+        }
+        let (done, of) = (Number(view.done), Number(view.of));
+        write!(f, " is written again: {done} of {of}")?;
+        if view.waiting > 0 {
+            let orders = counted(view.waiting, "order waits", "orders wait");
+            write!(f, ", {orders} behind it")?;
+        }
+        f.write_str("</span>")
+    }
 }
 
 fn state_cell(f: &mut Formatter<'_>, destination: &DestinationStatus) -> fmt::Result {
@@ -419,6 +447,7 @@ mod tests {
                     budget: Some(10_000),
                     since: 0,
                 }),
+                resync: None,
                 canary: Default::default(),
                 paused: false,
                 dry_run: false,
@@ -432,6 +461,32 @@ mod tests {
         DestinationState::Halted {
             reason: reason.into(),
         }
+    }
+
+    #[test]
+    fn what_is_written_again_is_shown() {
+        let mut snapshot = snapshot(vec![settled("7")], DestinationState::Ok);
+        assert!(!render(&snapshot).contains("written again"));
+        let mut view = ResyncView {
+            destination: "production".into(),
+            cohort: Some(("default".into(), "7<b>".into())),
+            max_calls_per_second: None,
+            done: 1_200,
+            of: 30_000,
+            waiting: 2,
+        };
+        snapshot.destinations[0].resync = Some(view.clone());
+        let page = render(&snapshot);
+        assert!(
+            page.contains(
+                "cohort 7&lt;b&gt; is written again: 1,200 of 30,000, 2 orders wait behind it<"
+            ),
+            "{page}"
+        );
+        (view.cohort, view.waiting) = (None, 0);
+        snapshot.destinations[0].resync = Some(view);
+        let page = render(&snapshot);
+        assert!(page.contains("everything is written again: 1,200 of 30,000<"));
     }
 
     #[test]

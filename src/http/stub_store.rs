@@ -28,6 +28,7 @@ pub(crate) struct StubStore {
     pub orders: Mutex<Vec<String>>,
     pub refused: Mutex<Vec<(SourceName, Page)>>,
     pub cohorts: Mutex<Vec<CohortView>>,
+    pub resyncs: Mutex<Vec<ResyncView>>,
     /// A permit for each page that may be appended.
     pub gate: Semaphore,
     appending: AtomicUsize,
@@ -43,6 +44,7 @@ impl Default for StubStore {
             orders: Mutex::default(),
             refused: Mutex::default(),
             cohorts: Mutex::new(vec![cohort("7")]),
+            resyncs: Mutex::default(),
             gate: Semaphore::new(1_000),
             appending: AtomicUsize::new(0),
         }
@@ -74,6 +76,28 @@ impl StubStore {
 
     fn ordered(&self, order: String) {
         self.orders.lock().unwrap().push(order);
+    }
+}
+
+fn named(scope: &ResyncScope) -> String {
+    match scope {
+        ResyncScope::Destination(name) => format!("everything at {name}"),
+        ResyncScope::Cohort {
+            source,
+            cohort_id,
+            destination,
+        } => {
+            let at = destination.as_ref();
+            let at = at.map_or(String::new(), |name| format!(" at {name}"));
+            format!("{source} {cohort_id}{at}")
+        }
+    }
+}
+
+fn is_known(scope: &ResyncScope) -> bool {
+    match scope {
+        ResyncScope::Destination(_) => true,
+        ResyncScope::Cohort { cohort_id, .. } => cohort_id == "7",
     }
 }
 
@@ -244,17 +268,32 @@ impl Store for StubStore {
         unreachable!("the handlers send no canaries")
     }
 
-    async fn order_rewrite(&self, _: &DestinationName) -> Result<(), StoreError> {
-        unreachable!("the handlers send no canaries")
+    async fn order_resync(&self, order: ResyncOrder, _: Millis) -> Result<Option<u64>, StoreError> {
+        self.works()?;
+        let rate = order.max_calls_per_second;
+        let rate = rate.map_or(String::new(), |rate| format!(", {rate} a second"));
+        self.ordered(format!("resync {}{rate}", named(&order.scope)));
+        Ok(is_known(&order.scope).then_some(6))
     }
 
-    async fn rewrite_some(
+    async fn cancel_resync(&self, scope: ResyncScope) -> Result<Option<u64>, StoreError> {
+        self.works()?;
+        self.ordered(format!("no resync {}", named(&scope)));
+        Ok(is_known(&scope).then_some(5))
+    }
+
+    async fn resync_some(
         &self,
         _: &DestinationName,
-        _: usize,
+        _: ResyncRoom,
         _: Millis,
-    ) -> Result<bool, StoreError> {
-        unreachable!("the handlers send no canaries")
+    ) -> Result<ResyncStep, StoreError> {
+        unreachable!("the handlers carry nothing out")
+    }
+
+    async fn resyncs(&self) -> Result<Vec<ResyncView>, StoreError> {
+        self.works()?;
+        Ok(self.resyncs.lock().unwrap().clone())
     }
 
     async fn canary_memory(&self, _: &DestinationName) -> Result<CanaryMemory, StoreError> {
@@ -329,17 +368,6 @@ impl Store for StubStore {
             filter.destination, filter.identifier
         ));
         Ok(5)
-    }
-
-    async fn resync(
-        &self,
-        source: &SourceName,
-        cohort_id: &str,
-        _: Millis,
-    ) -> Result<Option<u64>, StoreError> {
-        self.works()?;
-        self.ordered(format!("resync {source} {cohort_id}"));
-        Ok((cohort_id == "7").then_some(6))
     }
 
     fn note_refused(&self, source: &SourceName, page: &Page, _: Millis) {

@@ -120,6 +120,11 @@ struct Resynced {
 }
 
 #[derive(Deserialize)]
+struct Cancelled {
+    cancelled: u64,
+}
+
+#[derive(Deserialize)]
 struct Retiring {
     retiring: u64,
 }
@@ -165,6 +170,10 @@ pub(super) fn shown(action: &Action, answer: &str) -> Result<String, serde_json:
         Action::Resync { .. } => {
             let Resynced { pending } = serde_json::from_str(answer)?;
             format!("{pending} to be written again")
+        }
+        Action::CancelResync(_) => {
+            let Cancelled { cancelled } = serde_json::from_str(answer)?;
+            format!("{cancelled} not to be written again after all")
         }
         Action::Forget { .. } => {
             let Forgotten { forgotten } = serde_json::from_str(answer)?;

@@ -29,9 +29,11 @@ use crate::run::{self, Fate};
 use crate::sorted::{Items, Roles};
 use crate::trait_key::{ExplicitKey, TraitKeyTemplate};
 
+mod resyncs;
 pub mod sqlite;
 mod views;
 
+pub use resyncs::{ResyncOrder, ResyncRoom, ResyncScope, ResyncStep, ResyncView};
 pub use views::{
     CohortStanding, CohortView, DeadLetter, DeadLetterFilter, DeliveryState, DeliveryView,
     FullSyncReason, GoesNowhere, HeldRemovals, HoldDecision, KeyChange, MembershipDelivery,
@@ -578,18 +580,30 @@ pub trait Store: Send + Sync + 'static {
     /// kill another call goes on. Returns how many traits.
     async fn doubt(&self, destination: &DestinationName, now: Millis) -> Result<u64, StoreError>;
 
-    /// Orders that everything is made pending again for a destination: [`Store::rewrite_some`] does
-    /// it. Where that is under way already, it begins anew.
-    async fn order_rewrite(&self, destination: &DestinationName) -> Result<(), StoreError>;
+    /// Orders that a cohort, or everything, is written again; [`Store::resync_some`] does it, in this
+    /// process or a later one. Where the same is ordered already, it begins anew. Returns how many
+    /// traits that are, by the cohorts' counters; `None` where there is no such cohort.
+    async fn order_resync(
+        &self,
+        order: ResyncOrder,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError>;
 
-    /// Carries out a piece of what was ordered, about `limit` people; whether there was anything to
-    /// do. Killed anywhere, it goes on where it was.
-    async fn rewrite_some(
+    /// Cancels such orders: of a cohort its own, of a destination all. What was made pending already
+    /// is written. Returns how many traits were not reached; `None` where there is no such cohort.
+    async fn cancel_resync(&self, scope: ResyncScope) -> Result<Option<u64>, StoreError>;
+
+    /// A step of what was ordered for a destination, where there is room for one: a piece is made
+    /// pending again, whatever the destination was told. Killed anywhere, it goes on where it was.
+    async fn resync_some(
         &self,
         destination: &DestinationName,
-        limit: usize,
+        room: ResyncRoom,
         now: Millis,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<ResyncStep, StoreError>;
+
+    /// How far the orders of each destination are that has any.
+    async fn resyncs(&self) -> Result<Vec<ResyncView>, StoreError>;
 
     /// What is remembered of the destination's canaries.
     async fn canary_memory(
@@ -626,14 +640,6 @@ pub trait Store: Send + Sync + 'static {
         filter: DeadLetterFilter,
         now: Millis,
     ) -> Result<u64, StoreError>;
-
-    /// Makes every trait of a cohort pending again; `None` where there is no such cohort.
-    async fn resync(
-        &self,
-        source: &SourceName,
-        cohort_id: &str,
-        now: Millis,
-    ) -> Result<Option<u64>, StoreError>;
 
     /// Says that a page of a known sender was answered with our own trouble: evidence that Mixpanel
     /// does not take the run for a success. Written down as soon as can be, and before whatever

@@ -3,13 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_bridge::clock::Clock;
 use cohort_bridge::standin::{Endpoint, Fault, StandIn, StandInOptions, Switch};
-use cohort_bridge::store::Store;
 use secrecy::SecretString;
 
 use crate::support::bridge::Bridge;
-use crate::support::ledger::{Ledger, member};
 use crate::support::pages::{key, page_without_info, people};
 use crate::support::{environment, eventually};
 
@@ -241,35 +238,4 @@ async fn two_bridges_of_one_environment_say_so_and_do_not_fight() {
     assert!(stand_in.calls_by_trait()[&key("c")] <= 100);
     one.stop().await;
     other.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn writing_everything_again_goes_on_after_a_kill() {
-    let mut ledger = Ledger::new(Default::default(), None);
-    let everybody: Vec<_> = people("p", 25)
-        .iter()
-        .map(|person| member(person))
-        .collect();
-    ledger.session("members", "s1", &everybody).await;
-    let destination = "default".into();
-    let now = ledger.clock.now();
-    let step = async |ledger: &Ledger| {
-        let store = ledger.store();
-        store.rewrite_some(&destination, 10, now).await.unwrap()
-    };
-    assert!(!step(&ledger).await, "nobody ordered it");
-    ledger.store().order_rewrite(&destination).await.unwrap();
-    let mut pending = Vec::new();
-    loop {
-        ledger.restart();
-        let more = step(&ledger).await;
-        pending.push(ledger.cohort().await.destinations[0].pending);
-        if !more {
-            break;
-        }
-    }
-    assert_eq!(pending, [10, 20, 25, 25]);
-    ledger.settle().await;
-    assert!(!step(&ledger).await);
-    assert_eq!(ledger.cohort().await.destinations[0].pending, 0);
 }

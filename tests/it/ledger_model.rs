@@ -18,6 +18,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use crate::membership_model::{Arrival, Model};
+use crate::support::resyncs::{bring_up_all, cohort_at, order};
 use crate::support::{fast_temp_dir, open_ledger};
 
 const WINDOW_MS: Millis = 60_000;
@@ -373,11 +374,10 @@ impl World {
                 self.open();
             }
             Op::Resync(cohort) => {
-                let source = SourceName::from("default");
-                self.store()
-                    .resync(&source, &cohort.to_string(), self.clock.now())
-                    .await
-                    .unwrap();
+                let scope = cohort_at(&cohort.to_string(), None);
+                let (store, now) = (self.store(), self.clock.now());
+                order(&*store, scope, None, now).await;
+                bring_up_all(&*store, &destination(), now).await;
             }
             Op::RetryDead => {
                 self.store()

@@ -6,11 +6,12 @@ use std::time::Duration;
 use cohort_bridge::clock::Clock;
 use cohort_bridge::cohort::{DestinationName, OnLeave};
 use cohort_bridge::route::{self, Routes};
-use cohort_bridge::store::{DeliveryState, Store};
+use cohort_bridge::store::{DeliveryState, ResyncScope, Store};
 use cohort_bridge::trait_key::ExplicitKey;
 use proptest::prelude::*;
 
 use crate::support::pages;
+use crate::support::resyncs::{bring_up_all, cohort_at, order};
 use crate::support::routed::{LATE_MS, Routed, dead, route};
 
 /// Until the last call of a route that was taken away can have landed.
@@ -319,11 +320,23 @@ async fn a_resync_is_of_the_destinations_where_the_cohort_goes() {
     bench.restart();
     bench.full(("1", "one"), "s", &["ann", "bob"]).await;
     bench.deliver("a").await;
-    let (source, now) = ("default".into(), bench.clock.now());
-    let resynced = bench.store().resync(&source, "1", now).await.unwrap();
-    assert_eq!(resynced, Some(2));
-    assert_eq!(bench.deliver("a").await, 2);
-    assert_eq!(bench.deliver("b").await, 0);
+    for (scope, traits) in [
+        (cohort_at("1", None), 2),
+        (cohort_at("1", Some("a")), 2),
+        (cohort_at("1", Some("b")), 0),
+        (ResyncScope::Destination("a".into()), 2),
+        (ResyncScope::Destination("b".into()), 0),
+    ] {
+        let destinations = ["a", "b"].map(DestinationName::from);
+        let store = bench.store();
+        let ordered = order(&**store, scope.clone(), None, bench.clock.now()).await;
+        assert_eq!(ordered, Some(traits), "{scope:?}");
+        for destination in &destinations {
+            bring_up_all(&**store, destination, bench.clock.now()).await;
+        }
+        assert_eq!(bench.deliver("a").await as u64, traits, "{scope:?}");
+        assert_eq!(bench.deliver("b").await, 0);
+    }
 }
 
 /// What may happen.

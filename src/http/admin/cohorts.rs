@@ -3,9 +3,7 @@
 use actix_web::web;
 
 use super::openapi::{Interrupted, LedgerFailed, Refused};
-use super::views::{
-    CohortsReply, Decided, DecisionOrder, ErrorReply, HeldRemovalsReply, Pending, Retiring,
-};
+use super::views::{CohortsReply, Decided, DecisionOrder, ErrorReply, HeldRemovalsReply, Retiring};
 use super::{Admin, AdminError, Operator, order};
 use crate::cohort::SourceName;
 use crate::store::{CohortView, HeldRemovals};
@@ -19,39 +17,6 @@ use crate::store::{CohortView, HeldRemovals};
 pub async fn cohorts(admin: web::Data<Admin>) -> Result<web::Json<CohortsReply>, AdminError> {
     let cohorts = admin.store.cohorts().await?;
     Ok(web::Json(CohortsReply::of(cohorts, admin.clock.now())))
-}
-
-/// Writes every trait of a cohort again.
-#[utoipa::path(
-    post,
-    path = "/api/v1/cohorts/{source}/{cohort_id}/resync",
-    params(
-        ("source" = String, Path, description = "The cohort's source."),
-        ("cohort_id" = String, Path, description = "Mixpanel's id."),
-    ),
-    responses(
-        (status = 200, description = "The traits will be written.", body = Pending),
-        (status = 404, description = "No such cohort.", body = ErrorReply),
-        Refused, LedgerFailed, Interrupted,
-    ),
-    security(("admin_token" = []))
-)]
-pub async fn resync(
-    _: Operator,
-    admin: web::Data<Admin>,
-    path: web::Path<(String, String)>,
-) -> Result<web::Json<Pending>, AdminError> {
-    let (source, cohort_id) = path.into_inner();
-    let store = admin.store.clone();
-    let now = admin.clock.now();
-    admin
-        .change(async move {
-            let source = SourceName::from(source.as_str());
-            store.resync(&source, &cohort_id, now).await
-        })
-        .await?
-        .map(|pending| web::Json(Pending { pending }))
-        .ok_or(AdminError::UnknownCohort)
 }
 
 /// The removals of a cohort that wait for a decision.
@@ -301,8 +266,6 @@ mod tests {
     #[actix_web::test]
     async fn an_unknown_cohort_is_said_to_be_one() {
         let desk = Desk::on_loopback();
-        let (status, body) = desk.post("/api/v1/cohorts/default/7/resync", "").await;
-        assert_eq!((status, body), (StatusCode::OK, json!({"pending": 6})));
         for (call, order) in [
             ("resync", ""),
             ("retire", ""),

@@ -45,6 +45,9 @@ pub enum AdminError {
     /// The query of a `DELETE` is another.
     #[error("send no query, or ?traits=delete to have the traits removed from Flagsmith too")]
     ForgetQuery,
+    /// The query of writing a cohort again is another.
+    #[error("send no query, or ?destination=NAME to mean that destination alone")]
+    ResyncQuery,
     /// The body is no decision.
     #[error(r#"send {{"decision":"approve"}} or {{"decision":"discard"}} ({0})"#)]
     Decision(#[source] serde_json::Error),
@@ -74,9 +77,10 @@ impl ResponseError for AdminError {
             | AdminError::UnknownDestination
             | AdminError::UnknownPerson => StatusCode::NOT_FOUND,
             AdminError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            AdminError::ForgetQuery | AdminError::Decision(_) | AdminError::Body(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            AdminError::ForgetQuery
+            | AdminError::ResyncQuery
+            | AdminError::Decision(_)
+            | AdminError::Body(_) => StatusCode::BAD_REQUEST,
             AdminError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             AdminError::Interrupted(_) | AdminError::Metrics(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR

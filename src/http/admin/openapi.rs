@@ -5,8 +5,8 @@ use utoipa::openapi::OpenApi as Tree;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
-use super::views::{DeadLetterOrder, ErrorReply};
-use super::{cohorts, pauses, plan};
+use super::views::{DeadLetterOrder, ErrorReply, ResyncRate};
+use super::{cohorts, pauses, plan, resync};
 use crate::http::{admin, health};
 
 /// The document; its title and version are the crate's.
@@ -21,7 +21,10 @@ use crate::http::{admin, health};
         admin::openapi::openapi,
         admin::status,
         cohorts::cohorts,
-        cohorts::resync,
+        resync::resync_cohort,
+        resync::cancel_cohort,
+        resync::resync_destination,
+        resync::cancel_destination,
         cohorts::held_removals,
         cohorts::decide_held_removals,
         cohorts::retire,
@@ -36,7 +39,7 @@ use crate::http::{admin, health};
         admin::retry_dead_letters,
         admin::drop_dead_letters,
     ),
-    components(schemas(DeadLetterOrder)),
+    components(schemas(DeadLetterOrder, ResyncRate)),
     modifiers(&AdminToken)
 )]
 pub struct Document;
@@ -180,6 +183,7 @@ mod tests {
                         "null" => value.is_null(),
                         "boolean" => value.is_boolean(),
                         "integer" => value.is_i64() || value.is_u64(),
+                        "number" => value.is_number(),
                         "string" => value.is_string(),
                         "array" => value.is_array(),
                         "object" => value.is_object(),
@@ -189,11 +193,17 @@ mod tests {
                         return wrong("type");
                     }
                 }
-                "format" => assert!(["int32", "int64"].contains(&rule.as_str().unwrap())),
+                "format" => assert!(["int32", "int64", "double"].contains(&rule.as_str().unwrap())),
                 "minimum" => {
                     assert_eq!(*rule, 0);
                     if value.as_i64().is_some_and(|number| number < 0) {
                         return wrong("minimum");
+                    }
+                }
+                "exclusiveMinimum" => {
+                    assert_eq!(rule.as_f64(), Some(0.0));
+                    if value.as_f64().is_some_and(|number| number <= 0.0) {
+                        return wrong("exclusiveMinimum");
                     }
                 }
                 "enum" => {
@@ -327,7 +337,9 @@ mod tests {
             let body = &call.operation["requestBody"];
             let is_filter = call.path.starts_with("/api/v1/dead-letters/");
             let is_decision = call.method == Method::POST && call.path.ends_with("/held-removals");
-            assert_eq!(body.is_object(), is_filter || is_decision, "{}", call.path);
+            let is_rate = call.method == Method::POST && call.path.ends_with("/resync");
+            let takes_one = is_filter || is_decision || is_rate;
+            assert_eq!(body.is_object(), takes_one, "{}", call.path);
             if body.is_null() {
                 continue;
             }
@@ -339,6 +351,12 @@ mod tests {
                 json!({"destination": null}),
                 json!({"destination": 1}),
                 json!({"identifer": "usr_1"}),
+                json!({"max_calls_per_second": 2}),
+                json!({"max_calls_per_second": 0.5}),
+                json!({"max_calls_per_second": null}),
+                json!({"max_calls_per_second": 0}),
+                json!({"max_calls_per_second": -0.5}),
+                json!({"max_calls_per_second": "2"}),
                 json!({"decision": "approve"}),
                 json!({"decision": "discard"}),
                 json!({"decision": "keep"}),
@@ -407,6 +425,14 @@ mod tests {
                 stayed_at: None,
                 next_at: None,
             },
+            resync: None,
+        };
+        let everything = ResyncReply {
+            done: 0,
+            of: 1,
+            cohort: None,
+            max_calls_per_second: None,
+            waiting: 0,
         };
         for (name, value) in [
             ("CohortReply", json!(cohort(None))),
@@ -414,6 +440,8 @@ mod tests {
             ("DestinationReply", json!(destination)),
             ("HeldRemovalsReply", json!(HeldRemovalsReply::of(None))),
             ("DeadLetterOrder", json!(DeadLetterOrder::default())),
+            ("ResyncRate", json!(ResyncRate::default())),
+            ("ResyncReply", json!(everything)),
         ] {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(fits(&document, schema, &value), Ok(()), "{name}");
@@ -436,6 +464,7 @@ mod tests {
             "DeadLetterOrder.destination",
             "DeadLetterOrder.identifier",
             "HealthReply.reason",
+            "ResyncRate.max_calls_per_second",
         ];
         assert_eq!(optional, expected.map(str::to_owned).into());
     }
@@ -469,11 +498,14 @@ mod tests {
                         true
                     }
                     "query" => {
+                        let name = match call.path.ends_with("/resync") {
+                            true => "destination",
+                            false => "traits",
+                        };
                         assert_eq!(
                             (&one["name"], &one["required"]),
-                            (&json!("traits"), &json!(false))
+                            (&json!(name), &json!(false))
                         );
-                        assert_eq!(call.method, Method::DELETE);
                         false
                     }
                     other => panic!("a parameter in {other}"),

@@ -10,6 +10,7 @@ use crate::store::{DeadLetter, DeliveryState, MembershipDelivery, MembershipView
 mod cohort;
 mod pause;
 mod plan;
+mod resync;
 
 pub use cohort::{
     CohortReply, CohortsReply, Decided, Decision, DecisionOrder, DeliveryReply, FullSyncReply,
@@ -17,6 +18,7 @@ pub use cohort::{
 };
 pub use pause::PauseReply;
 pub use plan::{BudgetReply, PlanReply, PlannedCohortReply, PlannedReply};
+pub use resync::{Cancelled, Pending, ResyncOf, ResyncQuery, ResyncRate, ResyncReply};
 
 /// The answer to a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -36,7 +38,7 @@ pub struct ErrorReply {
 }
 
 /// How the ledger and the destinations are doing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StatusReply {
     /// The program's.
     pub version: String,
@@ -49,7 +51,7 @@ pub struct StatusReply {
 }
 
 /// One destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DestinationReply {
     /// Which.
     pub name: String,
@@ -72,6 +74,9 @@ pub struct DestinationReply {
     /// The calls of this month; null before delivery began.
     #[schema(required)]
     pub calls: Option<CallsReply>,
+    /// What is being written again; null where nothing is.
+    #[schema(required)]
+    pub resync: Option<ResyncReply>,
     /// How the canaries go.
     pub canary: CanaryReply,
 }
@@ -121,6 +126,7 @@ impl DestinationReply {
                 budget: calls.budget,
                 forecast: snapshot.forecast(status),
             }),
+            resync: status.resync.as_ref().map(ResyncReply::from),
             canary: CanaryReply {
                 stayed_at: status.canary.stayed_at.map(rfc3339::utc),
                 next_at: status.canary.next_at.map(rfc3339::utc),
@@ -328,11 +334,4 @@ pub struct Retried {
 pub struct Dropped {
     /// Traits given up for good.
     pub dropped: u64,
-}
-
-/// The answer to `resync`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Pending {
-    /// Traits pending again.
-    pub pending: u64,
 }

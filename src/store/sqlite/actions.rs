@@ -92,16 +92,16 @@ impl Ledger {
         Ok(self.take_dead_letters(filter, limit, now)?.len())
     }
 
-    /// Makes at most `limit` traits of a cohort pending again, behind `after`. Returns how many
-    /// people it looked at and the last of them.
-    pub fn resync_some(
+    /// Makes at most `limit` traits of a cohort pending, behind `after`, whatever the destination was
+    /// told; the last of these people, where some may follow.
+    pub(super) fn assert_some(
         &mut self,
         destination: usize,
         cohort: CohortRef,
         after: Option<&str>,
         limit: usize,
         now: Millis,
-    ) -> Result<(u64, Option<String>), StoreError> {
+    ) -> Result<Option<String>, StoreError> {
         let number = self.trait_of(cohort)?;
         let id = self.destinations[destination].id;
         let people = self
@@ -121,11 +121,11 @@ impl Ledger {
         self.count(&tally)?;
         let last = (people.len() == limit)
             .then(|| people.last().map(|(identifier, _)| identifier.clone()));
-        Ok((people.len() as u64, last.flatten()))
+        Ok(last.flatten())
     }
 
     /// Makes one trait pending, whatever the destination was told: as it is wanted where it is
-    /// pending already, else as `wanted`.
+    /// pending already, else as `wanted`. Whether it was to be written already.
     pub(super) fn assert_again(
         &mut self,
         destination: usize,
@@ -134,7 +134,7 @@ impl Ledger {
         wanted: Wanted,
         now: Millis,
         tally: &mut Tally,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let state = &mut self.destinations[destination];
         let (id, on_leave) = (state.id, state.rules.on_leave);
         if let Some(call) = state.in_flight.get_mut(identifier) {
@@ -146,9 +146,11 @@ impl Ledger {
                 self.connection
                     .prepare_cached("UPDATE pending SET told = NULL, due_at = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3")?
                     .execute(params![place, identifier, number.0])?;
-                if !held.told.needs_write(Target::of(held.wanted, on_leave)) {
+                let was_to_be = held.told.needs_write(Target::of(held.wanted, on_leave));
+                if !was_to_be {
                     tally.add(number, held.wanted, held.since, 1);
                 }
+                Ok(was_to_be)
             }
             None => {
                 let late = self.take_dead(id, identifier, number)?.unwrap_or_default();
@@ -163,8 +165,8 @@ impl Ledger {
                     None,
                 )?;
                 tally.add(number, wanted, now, 1);
+                Ok(false)
             }
         }
-        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use crate::roster::{Damaged, Roster};
 use crate::store::StoreError;
 
 /// Migrations, in order; the file's `user_version` says how many it has had.
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     include_str!("../migrations/sqlite/0001_ledger.sql"),
     include_str!("../migrations/sqlite/0002_exact_membership.sql"),
     include_str!("../migrations/sqlite/0003_express_lane.sql"),
@@ -21,6 +21,7 @@ const MIGRATIONS: [&str; 8] = [
     include_str!("../migrations/sqlite/0006_routes.sql"),
     include_str!("../migrations/sqlite/0007_calls.sql"),
     include_str!("../migrations/sqlite/0008_pauses.sql"),
+    include_str!("../migrations/sqlite/0009_resyncs.sql"),
 ];
 
 /// The schema version of a ledger that this program has opened.

@@ -16,7 +16,8 @@ use self::writer::{Urgency, Writer};
 use super::{
     Applied, Assembled, Chunk, Claims, CohortRef, CohortView, Counted, DeadLetter,
     DeadLetterFilter, DestinationRules, HoldDecision, Judgement, MembershipView, PagePeople,
-    Recognised, SessionRef, Settlement, SourceRules, Store, StoreError,
+    Recognised, ResyncOrder, ResyncRoom, ResyncScope, ResyncStep, ResyncView, SessionRef,
+    Settlement, SourceRules, Store, StoreError,
 };
 use crate::calls::{CallOrder, CallsCounted};
 use crate::canary::CanaryMemory;
@@ -48,7 +49,7 @@ mod pending;
 mod people;
 mod read;
 mod refusals;
-mod rewrite;
+mod resyncs;
 mod routes;
 mod rows;
 mod runs;
@@ -58,6 +59,7 @@ mod sweep;
 mod unproven;
 mod unwritten;
 mod verdicts;
+mod walk;
 mod writer;
 
 pub use file::{SCHEMA_VERSION, schema_version};
@@ -191,29 +193,6 @@ impl SqliteStore {
             total += done as u64;
             if done < PEOPLE_AT_ONCE {
                 return Ok(total);
-            }
-        }
-    }
-
-    async fn resync_cohort(
-        &self,
-        destination: usize,
-        cohort: CohortRef,
-        now: Millis,
-    ) -> Result<u64, StoreError> {
-        let mut total = 0;
-        let mut after: Option<String> = None;
-        loop {
-            let from = after.take();
-            let (people, last) = self
-                .work(move |ledger| {
-                    ledger.resync_some(destination, cohort, from.as_deref(), PEOPLE_AT_ONCE, now)
-                })
-                .await?;
-            total += people;
-            match last {
-                Some(last) => after = Some(last),
-                None => return Ok(total),
             }
         }
     }
@@ -494,20 +473,35 @@ impl Store for SqliteStore {
         }
     }
 
-    async fn order_rewrite(&self, destination: &DestinationName) -> Result<(), StoreError> {
-        let name = destination.clone();
-        self.work(move |ledger| ledger.order_rewrite(&name)).await
+    async fn order_resync(
+        &self,
+        order: ResyncOrder,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        self.work(move |ledger| ledger.order_resync(&order, now))
+            .await
     }
 
-    async fn rewrite_some(
+    async fn cancel_resync(&self, scope: ResyncScope) -> Result<Option<u64>, StoreError> {
+        self.work(move |ledger| ledger.cancel_resync(&scope)).await
+    }
+
+    async fn resync_some(
         &self,
         destination: &DestinationName,
-        limit: usize,
+        room: ResyncRoom,
         now: Millis,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<ResyncStep, StoreError> {
         let name = destination.clone();
-        self.work(move |ledger| ledger.rewrite_some(&name, limit, now))
-            .await
+        self.work(move |ledger| {
+            let destination = ledger.destination(&name)?;
+            ledger.resync_some(destination, &room, now)
+        })
+        .await
+    }
+
+    async fn resyncs(&self) -> Result<Vec<ResyncView>, StoreError> {
+        self.read(resyncs::resyncs).await
     }
 
     async fn canary_memory(
@@ -570,39 +564,6 @@ impl Store for SqliteStore {
     ) -> Result<u64, StoreError> {
         self.in_pieces(move |ledger| ledger.drop_dead_letters(&filter, PEOPLE_AT_ONCE, now))
             .await
-    }
-
-    async fn resync(
-        &self,
-        source: &SourceName,
-        cohort_id: &str,
-        now: Millis,
-    ) -> Result<Option<u64>, StoreError> {
-        let (source, cohort_id) = (source.clone(), cohort_id.to_owned());
-        let followed = self
-            .work(move |ledger| {
-                let Some(cohorts) = ledger.meant(&source, &cohort_id)? else {
-                    return Ok(None);
-                };
-                let mut followed = Vec::new();
-                for cohort in cohorts {
-                    for destination in 0..ledger.destinations.len() {
-                        if ledger.following(destination, cohort)?.hears() {
-                            followed.push((destination, cohort));
-                        }
-                    }
-                }
-                Ok(Some(followed))
-            })
-            .await?;
-        let Some(followed) = followed else {
-            return Ok(None);
-        };
-        let mut people = 0;
-        for (destination, cohort) in followed {
-            people += self.resync_cohort(destination, cohort, now).await?;
-        }
-        Ok(Some(people))
     }
 
     async fn pause_cohort(

@@ -138,10 +138,10 @@ impl Ledger {
     /// Moves a piece, of about `limit` rows looked at, of what is to be parked or brought back;
     /// whether there was anything to do.
     pub fn follow_pauses(&mut self, limit: usize) -> Result<bool, StoreError> {
-        Ok(self.walk_some(Way::Back, limit)? || self.walk_some(Way::Out, limit)?)
+        Ok(self.park_some(Way::Back, limit)? || self.park_some(Way::Out, limit)?)
     }
 
-    fn walk_some(&mut self, way: Way, limit: usize) -> Result<bool, StoreError> {
+    fn park_some(&mut self, way: Way, limit: usize) -> Result<bool, StoreError> {
         let stored: Option<String> = self
             .connection
             .prepare_cached("SELECT value FROM meta WHERE key = ?1")?

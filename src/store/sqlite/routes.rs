@@ -309,8 +309,7 @@ impl Ledger {
         let destination = self.destinations.iter().position(|state| state.id == id);
         let last = match destination {
             Some(destination) => {
-                self.resync_some(destination, CohortRef(cohort), after.as_deref(), limit, now)?
-                    .1
+                self.assert_some(destination, CohortRef(cohort), after.as_deref(), limit, now)?
             }
             None => None,
         };

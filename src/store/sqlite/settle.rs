@@ -206,7 +206,7 @@ impl Ledger {
         if overwritable {
             self.connection
                 .prepare_cached(
-                    "UPDATE pending SET due_at = ?4, express_at = coalesce(?4, express_at), late_until = ?5, attempts = 0, error = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+                    "UPDATE pending SET due_at = ?4, express_at = coalesce(?4, express_at), late_until = ?5, attempts = 0, error = NULL, resync = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
                 .execute(params![place, identifier, claimed.number.0, due_at, late_until])?;
             return Ok(Settled::Written);
@@ -214,7 +214,7 @@ impl Ledger {
         if told.needs_write(target) || late_until.is_some() {
             self.connection
                 .prepare_cached(
-                    "UPDATE pending SET told = ?4, sent = ?5, late_until = ?6, due_at = ?7, express_at = coalesce(?7, express_at), attempts = 0, error = NULL
+                    "UPDATE pending SET told = ?4, sent = ?5, late_until = ?6, due_at = ?7, express_at = coalesce(?7, express_at), attempts = 0, error = NULL, resync = NULL
                      WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
                 .execute(params![

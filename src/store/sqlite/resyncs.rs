@@ -1,0 +1,396 @@
+//! Orders to write again what a destination was told: a row of `resync` each, walked a piece a
+//! transaction, so that a kill goes on where it was.
+//!
+//! An order of everything walks through the people of all cohorts that go there, one person after
+//! the other. Orders of single cohorts go before it, and whom they reached it leaves out; it takes the
+//! place of those that were given before it. So nobody is written twice for one order, whatever
+//! else is ordered.
+//!
+//! A trait that an order made pending has the order's number in `pending.resync` until it is written:
+//! these are what is ahead.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::ledger::Ledger;
+use super::pending::Tally;
+use super::walk::{Person, Walked, next_people};
+use crate::clock::Millis;
+use crate::cohort::{DestinationName, SourceName};
+use crate::store::{
+    CohortRef, ResyncOrder, ResyncRoom, ResyncScope, ResyncStep, ResyncView, StoreError,
+};
+
+/// The cohort of an order of everything.
+const EVERYTHING: i64 = 0;
+
+const WALKED_THROUGH: i64 = 0;
+const ALL_PENDING: i64 = 1;
+const WRITTEN: i64 = 2;
+const CANCELLED: i64 = 3;
+
+/// An order that was not cancelled.
+struct Order {
+    id: i64,
+    cohort: i64,
+    walked_through: Option<String>,
+    view: ResyncView,
+}
+
+/// Columns that [`Order::read`] reads, and where they are.
+const ORDERS: &str = "SELECT r.id, r.cohort, r.walked_through, d.name, c.source, c.cohort_id, r.calls_per_second,
+            r.brought_up, r.total, r.state,
+            (SELECT count(*) FROM pending INDEXED BY pending_resync WHERE destination = r.destination AND resync = r.id)
+     FROM resync r JOIN destination d ON d.id = r.destination LEFT JOIN cohort c ON c.id = r.cohort";
+
+impl Order {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let source: Option<String> = row.get(4)?;
+        let cohort_id: Option<String> = row.get(5)?;
+        let (brought_up, total): (u64, u64) = (row.get(7)?, row.get(8)?);
+        let is_walked = row.get::<_, i64>(9)? != WALKED_THROUGH;
+        let ahead: u64 = row.get(10)?;
+        Ok(Order {
+            id: row.get(0)?,
+            cohort: row.get(1)?,
+            walked_through: row.get(2)?,
+            view: ResyncView {
+                destination: DestinationName::from(row.get::<_, String>(3)?.as_str()),
+                cohort: source
+                    .map(|source| SourceName::from(source.as_str()))
+                    .zip(cohort_id),
+                max_calls_per_second: row.get(6)?,
+                done: brought_up.saturating_sub(ahead),
+                of: if is_walked {
+                    brought_up
+                } else {
+                    total.max(brought_up)
+                },
+                waiting: 0,
+            },
+        })
+    }
+}
+
+/// How far the orders of each destination are that has any.
+pub(super) fn resyncs(connection: &Connection) -> Result<Vec<ResyncView>, StoreError> {
+    let mut views: Vec<ResyncView> = Vec::new();
+    let orders = connection
+        .prepare_cached(&format!(
+            "{ORDERS} WHERE r.state IN (0, 1) ORDER BY r.destination, r.state, r.cohort = 0, r.id"
+        ))?
+        .query_map([], |row| {
+            Ok((Order::read(row)?.view, row.get::<_, i64>(9)?))
+        })?
+        .collect::<Result<Vec<_>, _>>()?;
+    for (view, state) in orders {
+        match views.last_mut() {
+            Some(first) if first.destination == view.destination => {
+                first.waiting += u64::from(state == WALKED_THROUGH);
+            }
+            _ => views.push(view),
+        }
+    }
+    Ok(views)
+}
+
+impl Ledger {
+    /// Writes an order down; how many traits it is about, `None` where there is no such cohort.
+    pub(super) fn order_resync(
+        &mut self,
+        order: &ResyncOrder,
+        now: Millis,
+    ) -> Result<Option<u64>, StoreError> {
+        let rate = order.max_calls_per_second;
+        let Some(pairs) = self.pairs_of(&order.scope)? else {
+            return Ok(None);
+        };
+        let mut traits = 0;
+        for (destination, cohort) in pairs {
+            let total = self.traits_of(destination, cohort)?;
+            if cohort == EVERYTHING {
+                // It begins behind them, and reaches all that they do.
+                self.drop_resyncs(destination)?;
+            }
+            self.connection
+                .prepare_cached(
+                    "INSERT INTO resync (destination, cohort, ordered_at, calls_per_second, total) VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT DO UPDATE SET ordered_at = excluded.ordered_at, calls_per_second = excluded.calls_per_second,
+                         total = excluded.total, state = 0, walked_through = NULL, brought_up = 0,
+                         reached_through = max(coalesce(reached_through, ''), coalesce(walked_through, ''))",
+                )?
+                .execute(params![destination, cohort, now, rate, total])?;
+            traits += total;
+        }
+        Ok(Some(traits))
+    }
+
+    /// Cancels orders as far as they were not walked; how many traits are not reached, and `None`
+    /// where there is no such cohort.
+    pub(super) fn cancel_resync(&mut self, scope: &ResyncScope) -> Result<Option<u64>, StoreError> {
+        let Some(pairs) = self.pairs_of(scope)? else {
+            return Ok(None);
+        };
+        let mut traits = 0;
+        for (destination, cohort) in pairs {
+            traits += self.not_reached(destination, cohort)?;
+            if cohort == EVERYTHING {
+                self.drop_resyncs(destination)?;
+            } else if self.is_everything_walked(destination)? {
+                // Whom it reached are left out by that one still.
+                self.connection
+                    .prepare_cached("UPDATE resync SET state = ?3 WHERE destination = ?1 AND cohort = ?2 AND state = 0")?
+                    .execute(params![destination, cohort, CANCELLED])?;
+            } else {
+                self.connection
+                    .prepare_cached(
+                        "DELETE FROM resync WHERE destination = ?1 AND cohort = ?2 AND state = 0",
+                    )?
+                    .execute(params![destination, cohort])?;
+            }
+        }
+        Ok(Some(traits))
+    }
+
+    /// Destinations and cohorts that a scope means, by number.
+    fn pairs_of(&mut self, scope: &ResyncScope) -> Result<Option<Vec<(i64, i64)>>, StoreError> {
+        match scope {
+            ResyncScope::Destination(name) => {
+                let destination = self.destination(name)?;
+                Ok(Some(vec![(self.destinations[destination].id, EVERYTHING)]))
+            }
+            ResyncScope::Cohort {
+                source,
+                cohort_id,
+                destination: only,
+            } => {
+                let Some(cohorts) = self.meant(source, cohort_id)? else {
+                    return Ok(None);
+                };
+                let mut pairs = Vec::new();
+                for (at, state) in self.destinations.iter().enumerate() {
+                    if only.as_ref().is_some_and(|only| *only != state.rules.name) {
+                        continue;
+                    }
+                    for &cohort in &cohorts {
+                        if self.following(at, cohort)?.hears() {
+                            pairs.push((state.id, cohort.0));
+                        }
+                    }
+                }
+                Ok(Some(pairs))
+            }
+        }
+    }
+
+    /// Traits that a destination was told of.
+    fn traits_of(&self, destination: i64, cohort: i64) -> Result<u64, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT coalesce(sum(c.members + c.leavers + c.held + c.kept), 0) FROM route r JOIN cohort c ON c.id = r.cohort
+                 WHERE r.destination = ?1 AND r.state IN (1, 2) AND (?2 = 0 OR c.id = ?2)",
+            )?
+            .query_row([destination, cohort], |row| row.get(0))?)
+    }
+
+    fn not_reached(&self, destination: i64, cohort: i64) -> Result<u64, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT coalesce(sum(max(total - brought_up, 0)), 0) FROM resync
+                 WHERE destination = ?1 AND state = 0 AND (cohort = ?2 OR ?2 = 0
+                     AND NOT EXISTS (SELECT 1 FROM resync WHERE destination = ?1 AND cohort = 0 AND state = 0))",
+            )?
+            .query_row([destination, cohort], |row| row.get(0))?)
+    }
+
+    /// Whether everything is being walked through.
+    fn is_everything_walked(&self, destination: i64) -> Result<bool, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT 1 FROM resync WHERE destination = ?1 AND cohort = 0 AND state = 0",
+            )?
+            .exists([destination])?)
+    }
+
+    fn drop_resyncs(&self, destination: i64) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("DELETE FROM resync WHERE destination = ?1")?
+            .execute([destination])?;
+        Ok(())
+    }
+
+    /// A step of a destination's orders.
+    pub(super) fn resync_some(
+        &mut self,
+        destination: usize,
+        room: &ResyncRoom,
+        now: Millis,
+    ) -> Result<ResyncStep, StoreError> {
+        let id = self.destinations[destination].id;
+        if let Some(ended) = self.end_resync(id)? {
+            return Ok(ResyncStep::Ended(ended));
+        }
+        let next = self
+            .connection
+            .prepare_cached(&format!(
+                "{ORDERS} WHERE r.destination = ?1 AND r.state = 0 ORDER BY r.cohort = 0, r.id LIMIT 1"
+            ))?
+            .query_row([id], Order::read)
+            .optional()?;
+        let Some(order) = next else {
+            let is_any_ahead = self
+                .connection
+                .prepare_cached("SELECT 1 FROM resync WHERE destination = ?1")?
+                .exists([id])?;
+            return Ok(match is_any_ahead {
+                true => ResyncStep::Full,
+                false => ResyncStep::Idle,
+            });
+        };
+        if order.view.max_calls_per_second != room.max_calls_per_second {
+            return Ok(ResyncStep::Paced(order.view.max_calls_per_second));
+        }
+        if room.rows == 0 {
+            return Ok(ResyncStep::Full);
+        }
+        let (rows_ahead, identities_ahead): (usize, usize) = self
+            .connection
+            .prepare_cached(
+                "SELECT count(*), count(DISTINCT identifier) FROM pending INDEXED BY pending_resync
+                 WHERE destination = ?1 AND resync IS NOT NULL",
+            )?
+            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if rows_ahead >= room.rows_ahead || identities_ahead >= room.identities_ahead {
+            return Ok(ResyncStep::Full);
+        }
+        self.walk_some(destination, order, room, now)
+    }
+
+    /// Makes a piece of an order pending.
+    fn walk_some(
+        &mut self,
+        destination: usize,
+        order: Order,
+        room: &ResyncRoom,
+        now: Millis,
+    ) -> Result<ResyncStep, StoreError> {
+        let cohorts = self.cohorts_of(destination, &order)?;
+        let (people, mut is_last) = next_people(&self.connection, cohorts, room.rows)?;
+        let mut tally = Tally::new(self.destinations[destination].id);
+        let (mut identities, mut rows, mut walked) = (0, 0, 0);
+        let mut walked_through = None;
+        for person in &people {
+            if identities == room.identities {
+                is_last = false;
+                break;
+            }
+            let new = self.write_again(destination, &order, person, now, &mut tally)?;
+            rows += new;
+            identities += usize::from(new > 0);
+            walked += person.traits.len();
+            walked_through = Some(&person.identifier);
+        }
+        self.count(&tally)?;
+        let state = if is_last { ALL_PENDING } else { WALKED_THROUGH };
+        self.connection
+            .prepare_cached(
+                "UPDATE resync SET walked_through = coalesce(?2, walked_through), brought_up = brought_up + ?3, state = ?4 WHERE id = ?1",
+            )?
+            .execute(params![order.id, walked_through, walked, state])?;
+        Ok(ResyncStep::BroughtUp {
+            begun: order.walked_through.is_none().then_some(order.view),
+            identities,
+            rows,
+        })
+    }
+
+    /// The cohorts that an order walks through, from where it stands.
+    fn cohorts_of(&mut self, destination: usize, order: &Order) -> Result<Vec<Walked>, StoreError> {
+        // Whatever the destination hears nothing of is asserted anew should it be led there again.
+        let cohorts = self
+            .connection
+            .prepare_cached(
+                "SELECT r.cohort, max(coalesce(o.walked_through, ''), coalesce(o.reached_through, '')) FROM route r
+                 LEFT JOIN resync o ON o.destination = r.destination AND o.cohort = r.cohort AND o.id <> ?3
+                 WHERE r.destination = ?1 AND r.state IN (1, 2) AND (?2 = 0 OR r.cohort = ?2)",
+            )?
+            .query_map(
+                params![self.destinations[destination].id, order.cohort, order.id],
+                |row| Ok((CohortRef(row.get(0)?), row.get::<_, String>(1)?)),
+            )?
+            .collect::<Result<Vec<_>, _>>()?;
+        let walked = cohorts.into_iter().map(|(cohort, reached)| {
+            Ok(Walked {
+                cohort,
+                number: self.trait_of(cohort)?,
+                after: Some(reached).max(order.walked_through.clone()),
+            })
+        });
+        walked.collect()
+    }
+
+    /// Makes all of one person pending; how many traits were not so already.
+    fn write_again(
+        &mut self,
+        destination: usize,
+        order: &Order,
+        person: &Person,
+        now: Millis,
+        tally: &mut Tally,
+    ) -> Result<usize, StoreError> {
+        let identifier = &person.identifier;
+        let mut new = 0;
+        for &(number, wanted) in &person.traits {
+            if self.assert_again(destination, identifier, number, wanted, now, tally)? {
+                continue;
+            }
+            new += 1;
+            // At once: there is no company to wait for, all of the person comes together.
+            self.connection
+                .prepare_cached(
+                    "UPDATE pending SET resync = ?4, due_at = ?5 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+                )?
+                .execute(params![
+                    self.destinations[destination].id,
+                    identifier,
+                    number.0,
+                    order.id,
+                    now
+                ])?;
+        }
+        Ok(new)
+    }
+
+    /// Ends an order all of which was made pending and of which nothing is any more.
+    fn end_resync(&self, destination: i64) -> Result<Option<ResyncView>, StoreError> {
+        let is_everything_walked = self.is_everything_walked(destination)?;
+        if !is_everything_walked {
+            self.connection
+                .prepare_cached("DELETE FROM resync WHERE destination = ?1 AND state IN (?2, ?3)")?
+                .execute([destination, WRITTEN, CANCELLED])?;
+        }
+        let ended = self
+            .connection
+            .prepare_cached(&format!(
+                "{ORDERS} WHERE r.destination = ?1 AND r.state = 1
+                 AND NOT EXISTS (SELECT 1 FROM pending INDEXED BY pending_resync WHERE destination = r.destination AND resync = r.id) LIMIT 1"
+            ))?
+            .query_row([destination], Order::read)
+            .optional()?;
+        let Some(Order { id, view, .. }) = ended else {
+            return Ok(None);
+        };
+        if is_everything_walked {
+            self.connection
+                .prepare_cached("UPDATE resync SET state = ?2 WHERE id = ?1")?
+                .execute([id, WRITTEN])?;
+        } else {
+            self.connection
+                .prepare_cached("DELETE FROM resync WHERE id = ?1")?
+                .execute([id])?;
+        }
+        Ok(Some(view))
+    }
+}
