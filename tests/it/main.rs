@@ -26,6 +26,7 @@ mod pauses;
 mod people;
 mod rate;
 mod readiness;
+mod resync;
 mod retire;
 mod routes;
 mod runs;

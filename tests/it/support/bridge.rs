@@ -14,14 +14,14 @@ use cohort_bridge::metrics::Metrics;
 use cohort_bridge::mixpanel::{IdentifierRules, parse};
 use cohort_bridge::standin::StandIn;
 use cohort_bridge::status::{BACKLOG_LIMIT_PAGES, DestinationHealth, DestinationStatus, Health};
-use cohort_bridge::store::{DestinationRules, SourceRules, Store};
+use cohort_bridge::store::{DestinationRules, ResyncScope, ResyncView, SourceRules, Store};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::pages::key;
 use super::service::START;
-use super::{eventually, fast_temp_dir, open_ledger};
+use super::{eventually, fast_temp_dir, open_ledger, resyncs};
 
 /// See the module.
 pub struct Bridge {
@@ -159,6 +159,28 @@ impl Bridge {
         let appended = running.store.append(&source, parsed.page, now);
         appended.await.unwrap();
         running.health.page_appended();
+    }
+
+    /// Has something written again; how many traits.
+    pub async fn resync(&self, scope: ResyncScope, max_calls_per_second: Option<f64>) -> u64 {
+        let running = self.running();
+        let now = self.clock.now();
+        let ordered = resyncs::order(&*running.store, scope, max_calls_per_second, now).await;
+        running.destination.resync_ordered();
+        ordered.expect("a known cohort")
+    }
+
+    /// Has it written again no longer; how many traits.
+    pub async fn cancel_resync(&self, scope: ResyncScope) -> u64 {
+        let running = self.running();
+        let cancelled = running.store.cancel_resync(scope).await.unwrap();
+        running.destination.resync_ordered();
+        cancelled.expect("a known cohort")
+    }
+
+    /// How far it is.
+    pub async fn resyncing(&self) -> Option<ResyncView> {
+        self.running().store.resyncs().await.unwrap().pop()
     }
 
     /// What is not yet written.
