@@ -27,6 +27,7 @@ mod people;
 mod rate;
 mod readiness;
 mod resync;
+mod resync_model;
 mod retire;
 mod routes;
 mod runs;
