@@ -9,9 +9,18 @@ use rusqlite::{Connection, params};
 
 use crate::support::fast_temp_dir;
 use crate::support::ledger::{Ledger, START, member};
+use crate::support::resyncs::bring_up_all;
 
 const VERSION_1: &str = include_str!("../../src/store/migrations/sqlite/0001_ledger.sql");
 const VERSION_2: &str = include_str!("../../src/store/migrations/sqlite/0002_exact_membership.sql");
+
+const VERSIONS_3_TO_7: [&str; 5] = [
+    include_str!("../../src/store/migrations/sqlite/0003_express_lane.sql"),
+    include_str!("../../src/store/migrations/sqlite/0004_unproven.sql"),
+    include_str!("../../src/store/migrations/sqlite/0005_runs_in_a_window.sql"),
+    include_str!("../../src/store/migrations/sqlite/0006_routes.sql"),
+    include_str!("../../src/store/migrations/sqlite/0007_calls.sql"),
+];
 
 /// A page's people as version 1 wrote them.
 fn roster(identifiers: &[&str]) -> Vec<u8> {
@@ -337,4 +346,58 @@ async fn what_is_written_after_the_upgrade_is_kept_until_it_is_proved() {
     let doubted = store.doubt(&destination, START).await.unwrap();
     assert!(doubted > 0);
     assert_eq!(store.doubt(&destination, START).await.unwrap(), 0);
+}
+
+/// Of version 7: everything is being written again, and is in the middle of the second cohort.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_was_being_written_again_is_from_where_it_stood() {
+    let folder = fast_temp_dir();
+    let connection = Connection::open(folder.path().join("ledger.db")).unwrap();
+    let versions = [VERSION_1, VERSION_2].into_iter().chain(VERSIONS_3_TO_7);
+    for version in versions {
+        connection.execute_batch(version).unwrap();
+    }
+    connection
+        .execute_batch(
+            r#"PRAGMA user_version = 7;
+             INSERT INTO destination (id, name) VALUES (1, 'default'), (2, 'elsewhere');
+             INSERT INTO meta VALUES ('rewrite:default', '{"cohort":2,"after":"bob"}');"#,
+        )
+        .unwrap();
+    for cohort in 1..=3 {
+        connection
+            .execute_batch(&format!(
+                "INSERT INTO trait VALUES ({cohort}, 'key {cohort}', {cohort});
+                 INSERT INTO cohort (id, source, project_id, cohort_id, name, trait, identified_by, last_heard_at, members, leavers)
+                     VALUES ({cohort}, 'default', '1', '{cohort}', '', {cohort}, '', {START}, 2, 1);
+                 INSERT INTO member VALUES ({cohort}, 'ann', x'', 1), ({cohort}, 'bob', x'', 1), ({cohort}, 'cyd', x'', 0);
+                 INSERT INTO route (cohort, destination, is_wanted, state, since) VALUES ({cohort}, 1, 1, 2, 0);"
+            ))
+            .unwrap();
+    }
+    drop(connection);
+    let ledger = Ledger::over(folder, Default::default(), None);
+    let name = "default".into();
+    bring_up_all(&**ledger.store(), &name, START).await;
+    let claims = ledger
+        .store()
+        .exchange(&name, Vec::new(), None, 10, START)
+        .await
+        .unwrap()
+        .claims;
+    let written: Vec<_> = claims
+        .iter()
+        .map(|claim| {
+            let keys = claim.traits.iter().map(|claimed| &*claimed.trait_key);
+            (&*claim.identifier, keys.collect::<Vec<_>>())
+        })
+        .collect();
+    assert_eq!(
+        written,
+        [
+            ("ann", vec!["key 3"]),
+            ("bob", vec!["key 3"]),
+            ("cyd", vec!["key 2", "key 3"]),
+        ]
+    );
 }
