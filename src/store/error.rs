@@ -1,0 +1,83 @@
+//! Why the store could not do it.
+
+use crate::roster::Damaged;
+
+/// Why the store could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no room on the disk; nothing was written.
+    #[error("the disk that holds the ledger is full")]
+    Full,
+    /// Another process has the ledger open.
+    #[error(
+        "the ledger {path} is in use by another cohort-bridge{holder}: stop it first, or give this one a file of its own with DATABASE_URL"
+    )]
+    InUse {
+        /// The ledger's file.
+        path: String,
+        /// ` (process 12)` where it is known.
+        holder: String,
+    },
+    /// The settings give a key that somebody else has.
+    #[error(
+        "the trait key {key:?} cannot be given to {cohort}: {holder} has it; give that cohort a key of its own in the settings file too, or choose another"
+    )]
+    KeyTaken {
+        /// The key.
+        key: String,
+        /// To whom it should be given.
+        cohort: String,
+        /// Who has it.
+        holder: String,
+    },
+    /// A newer version of the program wrote the ledger.
+    #[error(
+        "the ledger has schema version {found}, this program knows {known}: run the version that wrote it, or a newer one"
+    )]
+    Newer {
+        /// In the file.
+        found: i64,
+        /// In the program.
+        known: i64,
+    },
+    /// The SQLite library is too old to be trusted with a write-ahead log.
+    #[error("SQLite {0} can corrupt a write-ahead log; 3.51.3 or newer is needed")]
+    OldSqlite(String),
+    /// The store is closing.
+    #[error("the ledger is closed")]
+    Closed,
+    /// Anything else the database said.
+    #[error("the ledger failed: {0}")]
+    Failed(String),
+    /// A stored page cannot be read.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// A file of the ledger could not be used.
+    #[error("{path} cannot be used")]
+    Io {
+        /// Which file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl StoreError {
+    /// The same error for another caller of the same transaction.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            StoreError::Full => StoreError::Full,
+            StoreError::Closed => StoreError::Closed,
+            other => StoreError::Failed(other.to_string()),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full,
+            _ => StoreError::Failed(error.to_string()),
+        }
+    }
+}
