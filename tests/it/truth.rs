@@ -151,6 +151,41 @@ async fn an_organisation_that_stops_storing_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_doubt_outlives_a_kill_before_the_last_of_it_is_pending() {
+    let stand_in = stand_in();
+    let mut bridge = bridge(&stand_in, |_| {}).await;
+    stand_in.switch("ser.main", Switch::StoresTraits, false);
+    halted_in_time(&bridge).await;
+    bridge.kill().await;
+    let doubted = "SELECT count(*) FROM meta WHERE key GLOB 'canary:*' AND json_extract(value, '$.doubted') IS NOT NULL";
+    assert_eq!(rows_of(&bridge.ledger(), doubted), 1);
+
+    // As if it had been killed before anything was pending again.
+    stand_in.switch("ser.main", Switch::StoresTraits, true);
+    let ledger = rusqlite::Connection::open(bridge.ledger()).unwrap();
+    let doubt =
+        "UPDATE meta SET value = json_set(value, '$.doubted', ?1) WHERE key GLOB 'canary:*'";
+    ledger.execute(doubt, [None::<String>]).unwrap();
+    bridge.start();
+    let everybody = people("p", 30);
+    bridge
+        .send(&page_without_info("add_members", "c", &everybody))
+        .await;
+    bridge.settled().await;
+    bridge.kill().await;
+    ledger.execute(doubt, ["it stores no traits"]).unwrap();
+    drop(ledger);
+    bridge.start();
+    eventually("it begins halted", async || bridge.halted()).await;
+    bridge
+        .time_passes("delivery goes on", async || bridge.halted().is_none())
+        .await;
+    bridge.settled().await;
+    assert_eq!(stand_in.calls_by_trait()[&key("c")], 60, "everybody again");
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_canary_right_after_a_write_does_not_prove_it() {
     let stand_in = stand_in();
     let mut bridge = bridge(&stand_in, |bridge| {
