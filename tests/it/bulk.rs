@@ -2,6 +2,7 @@
 //! when one of a hundred rows, or all of them, fail.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use crate::delivery::Impatient;
+use crate::support::bridge::Bridge;
 use crate::support::pages::{key, page, page_without_info, people};
 use crate::support::process::{Process, serve_variables};
 use crate::support::service::{PASSWORD, Service, USER, client, spawn_app, stand_in};
@@ -556,6 +558,111 @@ async fn rows_of_a_call_that_timed_out_may_land_late_and_do_not_win() {
     })
     .await;
     delivery.stop().await;
+}
+
+/// A bridge to a destination in bulk, of one caller.
+fn bridge(stand_in: &Arc<StandIn>) -> Bridge {
+    let mut bridge = Bridge::before(Arc::clone(stand_in), "ser.server-key");
+    bridge.destination.kind = Kind::CoreBulk;
+    bridge.destination.max_in_flight = 1;
+    bridge
+}
+
+/// The rows that were sent again without the refused one are still those of the call before, which
+/// broke off.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_call_that_may_land_late_may_land_late_too() {
+    let stand_in = Arc::new(stand_in());
+    let calls = AtomicUsize::new(0);
+    stand_in.fault_for(move |call| {
+        if call.is_about(CANARY) {
+            return None;
+        }
+        match calls.fetch_add(1, Ordering::SeqCst) {
+            0 => Some(Fault::CloseAndLandLate),
+            _ => refusal(call, &["p0003"]),
+        }
+    });
+    let mut bridge = bridge(&stand_in);
+    bridge.start();
+    let everybody = people("p", 20);
+    bridge
+        .send(&page_without_info("add_members", "c", &everybody))
+        .await;
+    bridge.settled().await;
+    assert_eq!(bridge.stored("p0000", "c"), Some(true));
+    bridge
+        .send(&page_without_info("remove_members", "c", &everybody))
+        .await;
+    eventually("the newer value is written", async || {
+        (bridge.stored("p0000", "c") == Some(false)).then_some(())
+    })
+    .await;
+    assert_eq!(stand_in.land_late_writes(), 1);
+    assert_eq!(bridge.stored("p0000", "c"), Some(true), "the old call won");
+    bridge
+        .time_passes("it is written again", async || {
+            bridge.stored("p0000", "c") == Some(false)
+        })
+        .await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_in_the_middle_of_a_split_call_ends_it() {
+    let stand_in = Arc::new(stand_in());
+    let mut bridge = bridge(&stand_in);
+    bridge.start();
+    let health = bridge.health();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    stand_in.fault_for(move |call| {
+        if call.is_about(CANARY) {
+            return None;
+        }
+        if counted.fetch_add(1, Ordering::SeqCst) == 0 {
+            health.set_paused(true);
+        }
+        refusal(call, &["p0003"])
+    });
+    let everybody = people("p", 20);
+    bridge
+        .send(&page_without_info("add_members", "c", &everybody))
+        .await;
+    eventually(
+        "the first call is answered and all is put back",
+        async || (calls.load(Ordering::SeqCst) > 0 && bridge.status().in_flight == 0).then_some(()),
+    )
+    .await;
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(bridge.stored("p0000", "c"), None);
+    bridge.health().set_paused(false);
+    bridge
+        .time_passes("the rest is written", async || bridge.is_settled().await)
+        .await;
+    assert_eq!(bridge.stored("p0000", "c"), Some(true));
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+    bridge.stop().await;
+}
+
+/// A call of one row takes less time than one of a hundred, whatever the server has to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn short_calls_do_not_make_the_long_ones_look_slow() {
+    let service = spawn_bulk_with(|destination| destination.max_in_flight = 8).await;
+    let _ = recorded(&service, |call| {
+        let took = 2 * call.identifiers.len() as u64;
+        Some(Fault::Delay(Duration::from_millis(took)))
+    });
+    for person in people("short", 40) {
+        service
+            .send(&page_without_info("add_members", "short", &[person]))
+            .await;
+        service.settled_in_time().await;
+    }
+    send_all(&service, "long", &people("long", 6_000)).await;
+    service.settled_in_time().await;
+    let status = service.get("/api/v1/status").await.json();
+    assert_eq!(status["destinations"][0]["in_flight_limit"], 8);
 }
 
 #[tokio::test(flavor = "multi_thread")]

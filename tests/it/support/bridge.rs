@@ -103,6 +103,11 @@ impl Bridge {
         self.running.as_ref().expect("it runs")
     }
 
+    /// Where delivery tells how it goes.
+    pub fn health(&self) -> Arc<DestinationHealth> {
+        Arc::clone(&self.running().destination)
+    }
+
     /// How delivery goes.
     pub fn status(&self) -> DestinationStatus {
         self.running().destination.status()
