@@ -47,6 +47,8 @@ pub enum Command {
     /// Check all settings, the ledger, the Flagsmith key, and that a written trait stays.
     #[command(after_help = SETTINGS_NOTES)]
     Check(ServeArgs),
+    /// Ask the service on this machine whether it is well, within 5 s: exit 0 if so, else 1.
+    Health(HealthArgs),
     /// An operator's action on a running service.
     #[command(flatten)]
     Operator(OperatorCommand),
@@ -153,6 +155,17 @@ pub struct DemoArgs {
     /// Stay up, with the status page, until Ctrl-C.
     #[arg(long, env = "COHORT_BRIDGE_STAY", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub stay: bool,
+}
+
+/// What `health` asks, as written on the command line.
+#[derive(Args, Clone, Debug, Default)]
+pub struct HealthArgs {
+    /// Where the service's admin listener binds; one on all addresses is asked on loopback.
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin_listen: Option<String>,
+    /// Ask whether pages can be taken in (/readyz), not only whether the process runs (/livez).
+    #[arg(long, env = "COHORT_BRIDGE_READY", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub ready: bool,
 }
 
 /// The settings of `replay`, as written on the command line.
@@ -454,6 +467,7 @@ where
 pub fn command() -> clap::Command {
     let mut command =
         Cli::command().mut_subcommand("replay", |replay| with_notes(replay, setting::REPLAY));
+    command = command.mut_subcommand("health", |health| with_notes(health, setting::HEALTH));
     for name in ["dead-letters", "held-removals"] {
         command = command.mut_subcommand(name, |group| {
             group.mut_subcommands(|action| with_notes(action, setting::OPERATOR))
@@ -708,6 +722,12 @@ mod tests {
             assert!(lines["--admin-token"].contains("[env: COHORT_BRIDGE_ADMIN_TOKEN, "));
             assert!(lines["--json"].contains("[env: COHORT_BRIDGE_JSON]"));
         }
+        let lines = help_lines("health");
+        assert!(
+            lines["--admin-listen"]
+                .contains("[env: COHORT_BRIDGE_ADMIN_LISTEN] [default: 127.0.0.1:9090]")
+        );
+        assert!(lines["--ready"].contains("[env: COHORT_BRIDGE_READY]"));
         let lines = help_lines("replay");
         for (flag, variable) in [
             ("--url", "URL"),
@@ -738,6 +758,8 @@ mod tests {
             "serve",
             "serve --listen 127.0.0.1:0 --allow-unauthenticated --allow-http",
             "check --log-format text",
+            "health",
+            "health --ready --admin-listen [::1]:9090",
             "demo",
             "demo --stay",
             "replay fixtures",
@@ -768,6 +790,7 @@ mod tests {
             "fly",
             "serve --lisen 0.0.0.0:1",
             "serve extra",
+            "health --listen 0.0.0.0:1",
             "replay",
             "resync default",
             "retire default",

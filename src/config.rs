@@ -12,7 +12,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-pub use self::client::{AdminEndpoint, ReplaySettings};
+pub use self::client::{AdminEndpoint, HealthQuestion, ReplaySettings};
 pub use self::environment::Environment;
 pub use self::reader::{ConfigError, Fault};
 use crate::cohort::{DestinationName, OnLeave, SourceName};

@@ -35,6 +35,7 @@ pub mod flagsmith;
 pub mod fold;
 pub mod gate;
 pub mod guard;
+pub mod health;
 pub mod http;
 pub mod layers;
 pub mod logging;

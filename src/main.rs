@@ -8,9 +8,9 @@ use anyhow::Context;
 use cohort_bridge::app::App;
 use cohort_bridge::clock::SystemClock;
 use cohort_bridge::config::{
-    AdminEndpoint, ConfigError, Environment, LogFormat, ReplaySettings, Settings,
+    AdminEndpoint, ConfigError, Environment, HealthQuestion, LogFormat, ReplaySettings, Settings,
 };
-use cohort_bridge::{check, cli, demo, logging, operator, replay};
+use cohort_bridge::{check, cli, demo, health, logging, operator, replay};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -59,6 +59,13 @@ async fn run(command: cli::Command) -> anyhow::Result<bool> {
         cli::Command::Check(args) => {
             let settings = Settings::from_args(&args, &environment)?;
             Ok(check::check(&settings, &SystemClock, &mut std::io::stdout()).await?)
+        }
+        cli::Command::Health(args) => {
+            let question = HealthQuestion::from_args(&args, &environment)?;
+            let said = health::ask(&question, health::LIMIT).await?;
+            // A supervisor wants the exit code; it may have closed standard output.
+            let _ = writeln!(std::io::stdout(), "{said}");
+            Ok(true)
         }
         cli::Command::Demo(args) => {
             logging::init(LogFormat::Text, "warn")?;

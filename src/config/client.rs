@@ -1,5 +1,6 @@
 //! The settings of the commands that talk to a running service.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -8,7 +9,7 @@ use url::Url;
 use super::environment::Environment;
 use super::reader::{ConfigError, Reader};
 use super::{parse, setting};
-use crate::cli::{OperatorArgs, ReplayArgs};
+use crate::cli::{HealthArgs, OperatorArgs, ReplayArgs};
 use crate::signature::SigningSecret;
 
 /// Where the admin API is and who asks.
@@ -40,6 +41,36 @@ impl AdminEndpoint {
         );
         let endpoint = url.and_then(|url| Ok(AdminEndpoint { url, token: token? }));
         reader.finish(endpoint)
+    }
+}
+
+/// What `health` asks, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthQuestion {
+    /// Where the admin listener binds, as the service itself is told.
+    pub admin_listen: SocketAddr,
+    /// Whether pages can be taken in, rather than whether the process runs.
+    pub ready: bool,
+}
+
+impl HealthQuestion {
+    /// Reads what `health` needs.
+    ///
+    /// # Errors
+    ///
+    /// All faults at once, as [`Settings::from_args`](super::Settings::from_args) does.
+    pub fn from_args(args: &HealthArgs, environment: &Environment) -> Result<Self, ConfigError> {
+        let mut reader = Reader::new(environment);
+        let admin_listen = reader.value(
+            &setting::ADMIN_LISTEN,
+            args.admin_listen.as_deref(),
+            parse::address,
+        );
+        let question = admin_listen.map(|admin_listen| HealthQuestion {
+            admin_listen,
+            ready: args.ready,
+        });
+        reader.finish(question)
     }
 }
 
@@ -123,6 +154,12 @@ mod tests {
     }
 
     #[derive(Parser)]
+    struct Health {
+        #[command(flatten)]
+        args: HealthArgs,
+    }
+
+    #[derive(Parser)]
     struct Replay {
         #[command(flatten)]
         args: ReplayArgs,
@@ -184,6 +221,32 @@ mod tests {
         .expect_err("three faults");
         assert_eq!(error.faults().len(), 3, "{error}");
         assert!(!error.to_string().contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn health_asks_where_the_service_listens() {
+        let asked = |flags: &[&str], variables: &[(&str, &str)]| {
+            let arguments = Health::parse_from([&["x"], flags].concat());
+            HealthQuestion::from_args(&arguments.args, &variables.iter().copied().collect())
+        };
+        let everybody = [("COHORT_BRIDGE_ADMIN_LISTEN", "0.0.0.0:1")];
+        for (flags, variables, listen, ready) in [
+            (&[][..], &[][..], "127.0.0.1:9090", false),
+            (&["--ready"], &everybody, "0.0.0.0:1", true),
+            (&["--admin-listen", "[::1]:2"], &everybody, "[::1]:2", false),
+        ] {
+            let expected = HealthQuestion {
+                admin_listen: listen.parse().expect("an address"),
+                ready,
+            };
+            assert_eq!(asked(flags, variables).expect("valid"), expected);
+        }
+        let slips = [
+            ("COHORT_BRIDGE_ADMIN_LISTEN", "9090"),
+            ("COHORT_BRIDGE_ADMIN_LITSEN", "127.0.0.1:9090"),
+        ];
+        let error = asked(&[], &slips).expect_err("two faults");
+        assert_eq!(error.faults().len(), 2, "{error}");
     }
 
     #[test]

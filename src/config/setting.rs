@@ -278,6 +278,9 @@ pub const SERVE: &[Setting] = &[
 /// The settings of the operator's commands.
 pub const OPERATOR: &[Setting] = &[ADMIN_URL, ADMIN_TOKEN];
 
+/// The settings of `health`.
+pub const HEALTH: &[Setting] = &[ADMIN_LISTEN];
+
 /// The settings of `replay`.
 pub const REPLAY: &[Setting] = &[
     REPLAY_URL,
@@ -287,10 +290,14 @@ pub const REPLAY: &[Setting] = &[
 ];
 
 /// Variables of switches that the command line reads by itself.
-const SWITCHES: &[&str] = &["COHORT_BRIDGE_STAY", "COHORT_BRIDGE_JSON"];
+const SWITCHES: &[&str] = &[
+    "COHORT_BRIDGE_STAY",
+    "COHORT_BRIDGE_JSON",
+    "COHORT_BRIDGE_READY",
+];
 
 /// Every variable that any command knows, those of files included.
-pub(crate) fn variables() -> impl Iterator<Item = String> {
+pub fn variables() -> impl Iterator<Item = String> {
     [SERVE, OPERATOR, REPLAY]
         .into_iter()
         .flatten()

@@ -119,12 +119,7 @@ fn row_of(setting: &Setting) -> [String; 3] {
 
 #[test]
 fn every_variable_that_is_named_exists() {
-    let known: BTreeSet<String> = [setting::SERVE, setting::OPERATOR, setting::REPLAY]
-        .into_iter()
-        .flatten()
-        .flat_map(|setting| [Some(setting.variable.to_owned()), setting.file_variable()])
-        .flatten()
-        .collect();
+    let known: BTreeSet<String> = setting::variables().collect();
     let mut named = 0;
     for (path, text) in documents() {
         for (at, _) in text.match_indices("COHORT_BRIDGE_") {
@@ -213,6 +208,7 @@ fn every_command_shown_is_one_that_the_program_takes() {
         "pause",
         "resume",
         "forget",
+        "health",
     ] {
         assert!(seen.contains(command), "{command} is shown nowhere");
     }
