@@ -12,6 +12,7 @@ use prometheus::{
 use crate::cohort::{Action, DestinationName, SourceName};
 use crate::mixpanel::SetAside;
 use crate::status::{DestinationState, StatusSnapshot};
+use crate::store::CohortStanding;
 
 mod register;
 
@@ -195,7 +196,7 @@ impl Metrics {
                 )?,
                 last_heard_timestamp_seconds: register.gauges(
                     "cohort_bridge_last_heard_timestamp_seconds",
-                    "Unix time at which a page of the cohort last arrived.",
+                    "Unix time at which a page of the cohort last arrived; nothing of a retired one.",
                     &["source", "cohort_id"],
                 )?,
                 held_removals: register.int_gauges(
@@ -371,9 +372,12 @@ impl Gauges {
         }
         for cohort in snapshot.known_cohorts() {
             let (source, cohort_id) = (&*cohort.source.0, &*cohort.cohort_id);
-            self.last_heard_timestamp_seconds
-                .with_label_values(&[source, cohort_id])
-                .set(seconds(cohort.last_heard_at));
+            // Nothing more is expected of a retired cohort: its silence is no alarm.
+            if cohort.standing == CohortStanding::Followed {
+                self.last_heard_timestamp_seconds
+                    .with_label_values(&[source, cohort_id])
+                    .set(seconds(cohort.last_heard_at));
+            }
             let paused = self.cohort_paused.with_label_values(&[source, cohort_id]);
             paused.set(paused.get().max(i64::from(cohort.paused)));
             // Added, since cohorts of two projects may share an id; `reset` made them all nought.
@@ -427,6 +431,7 @@ mod tests {
     use crate::http::stub_store::{cohort, troubled_cohort};
     use crate::month::Month;
     use crate::status::DestinationStatus;
+    use crate::store::CohortView;
 
     fn snapshot() -> StatusSnapshot {
         StatusSnapshot {
@@ -554,6 +559,31 @@ mod tests {
         assert!(!text.contains("cohort_bridge_held_removals{"));
         assert!(!text.contains("cohort_bridge_cohort_runs{"));
         assert!(text.contains(r#"cohort_bridge_destination_halted{destination="production"} 1"#));
+    }
+
+    #[test]
+    fn the_silence_of_a_retired_cohort_is_not_measured() {
+        let metrics = Metrics::new().unwrap();
+        let retired = |id, standing| CohortView {
+            standing,
+            ..cohort(id)
+        };
+        let text = metrics
+            .render(&StatusSnapshot {
+                cohorts: Ok(vec![
+                    retired("7", CohortStanding::Retiring),
+                    retired("8", CohortStanding::Retired),
+                    cohort("9"),
+                ]),
+                ..snapshot()
+            })
+            .unwrap();
+        let heard = |id| {
+            let series = format!("last_heard_timestamp_seconds{{cohort_id=\"{id}\"");
+            text.contains(&series)
+        };
+        assert!(!heard("7") && !heard("8") && heard("9"), "{text}");
+        assert!(text.contains("cohort_bridge_held_removals{cohort_id=\"8\""));
     }
 
     #[test]
