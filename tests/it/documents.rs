@@ -1,11 +1,9 @@
 //! What is written for people agrees with the program: README, `deploy/`, licences.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
-use std::time::Duration;
 
 use cohort_bridge::cli::{self, Command};
 use cohort_bridge::config::setting::{self, Fallback, Setting};
@@ -32,11 +30,8 @@ fn documents() -> Vec<(PathBuf, String)> {
         top().join("CHANGELOG.md"),
         top().join("fixtures/README.md"),
     ];
-    paths.extend(
-        fs::read_dir(top().join("deploy"))
-            .unwrap()
-            .map(|entry| entry.unwrap().path()),
-    );
+    let deploy = crate::deploy::files_below("deploy");
+    paths.extend(deploy.into_iter().map(|path| top().join(path)));
     paths
         .into_iter()
         .map(|path| {
@@ -127,8 +122,8 @@ fn every_variable_that_is_named_exists() {
                 .chars()
                 .take_while(|c| c.is_ascii_uppercase() || *c == '_')
                 .collect();
-            // `COHORT_BRIDGE_…` means any of them.
-            if !text[at + name.len()..].starts_with('…') {
+            // `COHORT_BRIDGE_…` means any of them, as does `COHORT_BRIDGE_%s` in the chart.
+            if !text[at + name.len()..].starts_with(['…', '%']) {
                 assert!(known.contains(&name), "{name} in {}", path.display());
                 named += 1;
             }
@@ -138,7 +133,7 @@ fn every_variable_that_is_named_exists() {
 }
 
 /// The lines of the shell blocks of a document, continued lines joined.
-fn shell_lines(text: &str) -> Vec<String> {
+pub fn shell_lines(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut in_block = false;
     let mut continued = false;
@@ -183,7 +178,11 @@ fn every_command_shown_is_one_that_the_program_takes() {
             let Some(arguments) = line
                 .strip_prefix("cargo run --release -- ")
                 .or_else(|| line.strip_prefix("cohort-bridge "))
-                .or_else(|| line.strip_prefix("docker exec cohort-bridge cohort-bridge "))
+                .or_else(|| line.split_once(" -- cohort-bridge ").map(|(_, rest)| rest))
+                .or_else(|| {
+                    line.split_once("exec cohort-bridge cohort-bridge ")
+                        .map(|(_, rest)| rest)
+                })
             else {
                 continue;
             };
@@ -449,99 +448,6 @@ fn the_example_settings_file_and_the_readme_show_every_key() {
             "{key} is not in the README"
         );
     }
-}
-
-/// The value behind `key: ` wherever it stands in the manifest, in order.
-fn values<'a>(manifest: &'a str, key: &str) -> Vec<&'a str> {
-    manifest
-        .lines()
-        .filter_map(|line| {
-            let line = line.trim().trim_start_matches("- ");
-            line.strip_prefix(key)?.strip_prefix(": ")
-        })
-        .collect()
-}
-
-/// The container's variables: each `- name:` that a `value:` follows.
-fn container_variables(manifest: &str) -> BTreeMap<String, String> {
-    let lines: Vec<&str> = manifest.lines().map(str::trim).collect();
-    lines
-        .windows(2)
-        .filter_map(|pair| {
-            let name = pair[0].strip_prefix("- name: ")?;
-            let value = pair[1].strip_prefix("value: ")?;
-            Some((name.to_owned(), value.to_owned()))
-        })
-        .collect()
-}
-
-#[test]
-fn the_manifest_fits_the_program() {
-    let manifest = text_of("deploy/kubernetes.yaml");
-    let secrets = tempfile::tempdir().unwrap();
-    let mut variables = container_variables(&manifest);
-    assert_eq!(variables.len(), 5, "{variables:?}");
-    for (name, value) in &mut variables {
-        if name.ends_with("_FILE") {
-            let key = value.strip_prefix("/etc/cohort-bridge/").unwrap();
-            assert!(
-                text_of("deploy/README.md").contains(&format!("--from-literal={key}=")),
-                "{key} is not in the Secret"
-            );
-            let file = secrets.path().join(key);
-            let content = match key {
-                "webhook-basic-auth" => "mixpanel:secret",
-                _ => "ser.secret",
-            };
-            fs::write(&file, content).unwrap();
-            *value = file.display().to_string();
-        }
-    }
-    let settings = settings_of(&variables.into_iter().collect::<Vec<_>>());
-    assert_eq!(settings.warnings, Vec::<String>::new());
-
-    let ports = [settings.listen, settings.admin_listen].map(|address| address.port().to_string());
-    assert_eq!(values(&manifest, "containerPort"), ports);
-    assert_eq!(
-        values(&manifest, "prometheus.io/port"),
-        [format!("\"{}\"", ports[1])]
-    );
-    assert!(settings.admin_listen.ip().is_unspecified());
-    assert_eq!(values(&manifest, "targetPort"), ["webhook"]);
-    assert_eq!(values(&manifest, "path"), ["/livez", "/livez", "/readyz"]);
-    assert_eq!(values(&manifest, "port"), ["admin", "admin", "admin", "80"]);
-    assert_eq!(values(&manifest, "replicas"), ["1"]);
-    assert_eq!(values(&manifest, "type")[0], "Recreate");
-
-    let grace: u64 = values(&manifest, "terminationGracePeriodSeconds")[0]
-        .parse()
-        .unwrap();
-    assert!(Duration::from_secs(grace) > settings.shutdown_grace);
-    let mount = values(&manifest, "mountPath")[0];
-    let cohort_bridge::config::Database::Sqlite(ledger) = &settings.database;
-    assert_eq!(ledger.parent(), Some(Path::new(mount)));
-}
-
-#[test]
-fn the_image_fits_the_program() {
-    let dockerfile = text_of("deploy/Dockerfile");
-    let listen: SocketAddr = setting::SERVE
-        .iter()
-        .find_map(|setting| match (setting.flag, setting.fallback) {
-            ("--listen", Fallback::Value(default)) => default.parse().ok(),
-            _ => None,
-        })
-        .unwrap();
-    assert!(dockerfile.contains(&format!("EXPOSE {}\n", listen.port())));
-    assert!(dockerfile.contains(&format!("FROM rust:{}", env!("CARGO_PKG_RUST_VERSION"))));
-    let image = format!("image: cohort-bridge:{}\n", env!("CARGO_PKG_VERSION"));
-    assert!(text_of("deploy/kubernetes.yaml").contains(&image));
-    let (_, path) = dockerfile
-        .split_once("DATABASE_URL=sqlite://")
-        .map(|(before, rest)| (before, rest.lines().next().unwrap()))
-        .unwrap();
-    let folder = Path::new(path).parent().unwrap();
-    assert!(dockerfile.contains(&format!("VOLUME {}\n", folder.display())));
 }
 
 /// Whether `expression` can be met with the `allowed` licences; SPDX, and the older `/` for OR.

@@ -4,6 +4,7 @@ mod bulk;
 mod coalescing;
 mod contract;
 mod delivery;
+mod deploy;
 mod disk_full;
 mod documents;
 mod dry_run;
