@@ -237,20 +237,21 @@ impl Flagsmith {
             Ok(body) => body,
             Err(trouble) => return trouble.into(),
         };
-        match self
-            .call(&Method::POST, &self.identities, Some(&body))
-            .await
-        {
-            Ok(answer) => {
-                let mut judged = echo::judge(&answer.body, identifier, traits)
-                    .without(identifier)
-                    .without(self.key());
-                if answer.repeated {
-                    mark_late(&mut judged);
-                }
-                judged
-            }
+        let answer = self.answer(&Method::POST, &self.identities, Some(&body));
+        let answer = match answer.await {
+            Ok(answer) => answer,
+            Err(trouble) => return trouble.without(identifier).into(),
+        };
+        let is_repeated = answer.repeated;
+        let judged = match answer.ok(transport::now()) {
+            Ok(answer) => echo::judge(&answer.body, identifier, traits)
+                .without(identifier)
+                .without(self.key()),
             Err(trouble) => trouble.without(identifier).into(),
+        };
+        match is_repeated {
+            true => mark_late(judged),
+            false => judged,
         }
     }
 
@@ -280,12 +281,34 @@ impl Flagsmith {
 }
 
 /// A first sending broke off, so whatever the second brought, the first may still be applied.
-fn mark_late(disposition: &mut Disposition) {
+fn mark_late(disposition: Disposition) -> Disposition {
     match disposition {
-        Disposition::Written { may_land_late }
-        | Disposition::BlankEcho { may_land_late }
-        | Disposition::Later { may_land_late, .. } => *may_land_late = true,
-        Disposition::Refused { .. } | Disposition::Halt { .. } | Disposition::NotStored { .. } => {}
+        Disposition::Written { .. } => Disposition::Written {
+            may_land_late: true,
+        },
+        Disposition::BlankEcho { .. } => Disposition::BlankEcho {
+            may_land_late: true,
+        },
+        Disposition::Later {
+            scope,
+            retry_after,
+            error,
+            ..
+        } => Disposition::Later {
+            scope,
+            retry_after,
+            may_land_late: true,
+            error,
+        },
+        // The next call meets the same, and nothing of it lands late.
+        Disposition::Refused { error }
+        | Disposition::NotStored { error }
+        | Disposition::Halt { reason: error } => Disposition::Later {
+            scope: disposition::Scope::Identity,
+            retry_after: None,
+            may_land_late: true,
+            error,
+        },
     }
 }
 

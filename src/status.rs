@@ -182,6 +182,8 @@ pub struct DestinationHealth {
     dry_run: AtomicBool,
     planned_calls: Mutex<Option<u64>>,
     resync_ordered: Notify,
+    is_recalled: AtomicBool,
+    recalled: Notify,
     canary: Mutex<CanaryView>,
 }
 
@@ -205,6 +207,8 @@ impl DestinationHealth {
             in_flight_limit: AtomicUsize::new(0),
             meter: OnceLock::new(),
             resync_ordered: Notify::new(),
+            is_recalled: AtomicBool::new(false),
+            recalled: Notify::new(),
             canary: Mutex::default(),
             paused: watch::Sender::new(false),
             pausing: tokio::sync::Mutex::default(),
@@ -295,10 +299,27 @@ impl DestinationHealth {
             .unwrap_or_else(PoisonError::into_inner) = Some(calls);
     }
 
-    /// The state now.
     /// Something is to be written again, or no longer.
     pub fn resync_ordered(&self) {
         self.resync_ordered.notify_one();
+    }
+
+    /// An operator changed something in the ledger: there may be something to write again, and what
+    /// was claimed before may not be wanted any more.
+    pub fn operator_acted(&self) {
+        self.resync_ordered();
+        self.is_recalled.store(true, Ordering::Release);
+        self.recalled.notify_one();
+    }
+
+    /// Whether what was claimed has to be given back, said once; for the dispatcher alone.
+    pub fn take_recall(&self) -> bool {
+        self.is_recalled.swap(false, Ordering::AcqRel)
+    }
+
+    /// Returns when there may be a recall; for the dispatcher alone.
+    pub async fn is_recalled(&self) {
+        self.recalled.notified().await;
     }
 
     /// Returns when that was said since the last call; for the dispatcher alone.

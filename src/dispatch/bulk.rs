@@ -284,7 +284,9 @@ impl Open {
 
 /// The same, where an earlier call of the identity may still land.
 fn may_land_late(mut outcome: Outcome, late: bool) -> Outcome {
-    if let Outcome::Written { may_land_late } | Outcome::Retry { may_land_late, .. } = &mut outcome
+    if let Outcome::Written { may_land_late }
+    | Outcome::Retry { may_land_late, .. }
+    | Outcome::Dead { may_land_late, .. } = &mut outcome
     {
         *may_land_late |= late;
     }

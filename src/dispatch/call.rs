@@ -168,7 +168,7 @@ impl Dispatch {
     }
 
     fn tell_dead(&self, claim: &Claim, outcome: &Outcome) {
-        if let Outcome::Dead { error } = outcome {
+        if let Outcome::Dead { error, .. } = outcome {
             tracing::warn!(
                 destination = %self.destination.name,
                 identity = %self.hash.of(&claim.identifier),
@@ -223,6 +223,7 @@ impl Dispatch {
             // The identity is to blame, and the destination answered.
             Disposition::Refused { error } => (
                 Outcome::Dead {
+                    may_land_late: false,
                     error: error.into(),
                 },
                 Signal::Success,
@@ -341,7 +342,10 @@ pub(super) fn final_outcome(outcome: Outcome, attempts: u32, gate: &Gate) -> Out
         } => {
             let counts = counts && gate.failures_count();
             if counts && attempts + 1 >= ATTEMPTS {
-                Outcome::Dead { error }
+                Outcome::Dead {
+                    may_land_late,
+                    error,
+                }
             } else {
                 Outcome::Retry {
                     due_at,
@@ -367,5 +371,31 @@ fn metric_of(outcome: &Outcome, gate: &Gate) -> WriteOutcome {
             WriteOutcome::Halted
         }
         Outcome::Retry { .. } | Outcome::Unsent => WriteOutcome::Retry,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_failure_keeps_what_is_known_of_it() {
+        for may_land_late in [false, true] {
+            let failed = Outcome::Retry {
+                due_at: 7,
+                counts: true,
+                may_land_late,
+                error: "no answer".into(),
+            };
+            assert_eq!(
+                final_outcome(failed.clone(), ATTEMPTS - 1, &Gate::new()),
+                Outcome::Dead {
+                    may_land_late,
+                    error: "no answer".into(),
+                }
+            );
+            let earlier = final_outcome(failed.clone(), ATTEMPTS - 2, &Gate::new());
+            assert_eq!(earlier, failed);
+        }
     }
 }

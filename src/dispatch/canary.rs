@@ -56,6 +56,9 @@ impl Dispatch {
     pub(super) async fn send_canaries(self: Arc<Self>, mut watch: Watch, stop: CancellationToken) {
         let mut pauses = self.health.pauses();
         while !stop.is_cancelled() {
+            if self.health.is_paused() {
+                self.health.set_next_canary(None);
+            }
             tokio::select! {
                 resumed = pauses.wait_for(|paused| !paused) => drop(resumed),
                 () = stop.cancelled() => break,
@@ -73,9 +76,9 @@ impl Dispatch {
             self.health.set_next_canary(Some(next_at));
             let suspicion = async {
                 self.suspicion.notified().await;
-                self.clock
-                    .sleep_until(asked_at + millis(CANARY_AGAIN))
-                    .await;
+                // The clock may have been set back.
+                let from = asked_at.min(self.clock.now());
+                self.clock.sleep_until(from + millis(CANARY_AGAIN)).await;
             };
             tokio::select! {
                 () = self.clock.sleep_until(next_at) => {}

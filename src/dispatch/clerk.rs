@@ -62,7 +62,9 @@ impl Dispatch {
             let wake = clerk.wake_at(&self.desk(), now);
             tokio::select! {
                 () = self.news.notified() => {}
-                Ok(()) = pauses.changed() => {}
+                // A pause that is over again was perhaps met by callers alone.
+                Ok(()) = pauses.changed() => self.work.notify_waiters(),
+                () = self.health.is_recalled() => {}
                 () = self.asserted_again.notified() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
                 () = self.brought_up.notified() => clerk.ledger_changed(self.clock.now()),
                 Ok(()) = changes.changed() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
@@ -96,7 +98,7 @@ impl Dispatch {
             self.work.notify_waiters();
         }
         let stands_still = self.health.is_paused() || self.meter.used_up().is_some();
-        if stands_still {
+        if stands_still || self.health.take_recall() {
             // Whatever is due then, delivery starts from the beginning.
             desk.give_back_beyond(0);
             clerk.sweep = Sweep::At(None);

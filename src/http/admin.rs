@@ -91,10 +91,19 @@ impl Admin {
         T: Send + 'static,
         C: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        let changed = self.detached.run(change).await??;
-        self.health.ledger_changed();
-        self.health.order_given();
-        Ok(changed)
+        let health = Arc::clone(&self.health);
+        let destinations = self.destinations.clone();
+        // Telling is part of it: whoever gave the order may be gone by then.
+        let told = async move {
+            let changed = change.await?;
+            health.ledger_changed();
+            health.order_given();
+            for destination in destinations {
+                destination.operator_acted();
+            }
+            Ok(changed)
+        };
+        self.detached.run(told).await?
     }
 }
 
@@ -333,6 +342,8 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::config::Kind;
     use crate::http::configure_admin;
+    use futures_util::FutureExt;
+
     use crate::http::stub_store::StubStore;
     use crate::meter::{Allowance, Meter};
     use crate::plan::Terms;
@@ -524,6 +535,26 @@ mod tests {
         desk.store.fail_with(Some(|| StoreError::Full));
         let (_, body) = desk.get("/api/v1/status").await;
         assert_eq!(body["ledger"], StoreError::Full.to_string());
+    }
+
+    #[actix_web::test]
+    async fn an_order_whose_client_went_away_is_told_all_the_same() {
+        let desk = Desk::on_loopback();
+        let (go, gate) = tokio::sync::oneshot::channel::<()>();
+        let change = async move {
+            let _ = gate.await;
+            Ok(())
+        };
+        let destination = &desk.admin.destinations[0];
+        let changes = desk.admin.health.ledger_changes();
+        assert!(desk.admin.change(change).now_or_never().is_none());
+        assert!(!destination.take_recall());
+        go.send(()).unwrap();
+        desk.admin.detached.finish().await;
+        assert!(destination.take_recall());
+        assert!(destination.resync_is_ordered().now_or_never().is_some());
+        assert!(changes.has_changed().unwrap());
+        assert!(desk.admin.health.fold_is_wanted().now_or_never().is_some());
     }
 
     #[actix_web::test]

@@ -62,6 +62,8 @@ pub enum Outcome {
     },
     /// Will never work.
     Dead {
+        /// Whether the write may still land late.
+        may_land_late: bool,
         /// For people.
         error: Arc<str>,
     },

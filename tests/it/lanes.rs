@@ -232,6 +232,7 @@ async fn a_dead_letter_that_somebody_retries_does_not_wait_for_the_sweep() {
     difference(&bench, true, "other", "new", &["zoe"]).await;
     let claims = exchange(&bench, Vec::new(), 8).await;
     let dead = Outcome::Dead {
+        may_land_late: false,
         error: "400".into(),
     };
     exchange(&bench, ended(claims, &dead), 0).await;

@@ -171,6 +171,7 @@ async fn all_dead_letters_are_retried_and_dropped_however_many() {
             .map(|claim| Settlement {
                 claim,
                 outcome: Outcome::Dead {
+                    may_land_late: false,
                     error: "400".into(),
                 },
             })

@@ -70,6 +70,8 @@ enum End {
     Failed,
     Unsent,
     Dead,
+    /// The last failure had no answer; it may land later.
+    DeadAndLost,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -96,6 +98,7 @@ fn op() -> impl Strategy<Value = Op> {
             1 => Just(End::Failed),
             1 => Just(End::Unsent),
             1 => Just(End::Dead),
+            1 => Just(End::DeadAndLost),
         ].prop_map(Op::End),
         1 => Just(Op::Land),
         1 => Just(Op::Kill),
@@ -323,8 +326,16 @@ impl World {
             End::Failed => retry(false),
             End::Unsent => Outcome::Unsent,
             End::Dead => Outcome::Dead {
+                may_land_late: false,
                 error: "400".into(),
             },
+            End::DeadAndLost => {
+                self.far.may_land.push((claim.clone(), now + WINDOW_MS));
+                Outcome::Dead {
+                    may_land_late: true,
+                    error: "no answer".into(),
+                }
+            }
         };
         self.settle(claim, outcome).await;
     }

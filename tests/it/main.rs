@@ -3,6 +3,7 @@ mod budget;
 mod bulk;
 mod coalescing;
 mod contract;
+mod dead_letters;
 mod delivery;
 mod deploy;
 mod disk_full;

@@ -2,18 +2,24 @@
 //! once when they are resumed.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_bridge::cohort::{SourceName, Target};
 use cohort_bridge::route::Routes;
+use cohort_bridge::standin::Endpoint;
 use cohort_bridge::store::{
     Claim, CohortStanding, DeadLetterFilter, DeliveryState, Outcome, ResyncScope, Settlement, Store,
 };
 use cohort_bridge::trait_key::ExplicitKey;
 
 use crate::support::bench::{Bench, changes, set, written};
+use crate::support::bridge::Bridge;
+use crate::support::eventually;
+use crate::support::pages::{page_without_info, people};
 use crate::support::resyncs::{bring_up_all, cohort_at, order};
 use crate::support::routed::{Routed, route};
+use crate::support::service::stand_in;
 
 fn key(cohort: &str) -> String {
     format!("mixpanel_cohort_{cohort}")
@@ -139,6 +145,7 @@ async fn a_claim_under_way_finishes() {
         error: "503".into(),
     };
     let dead = || Outcome::Dead {
+        may_land_late: false,
         error: "400".into(),
     };
     let done = || Outcome::Written {
@@ -333,6 +340,7 @@ async fn a_dead_letter_that_is_retried_waits() {
     bench.full("a", "a1", &["ann"]).await;
     let claim = bench.exchange(Vec::new()).await.claims.remove(0);
     let outcome = Outcome::Dead {
+        may_land_late: false,
         error: "400".into(),
     };
     bench.exchange(vec![Settlement { claim, outcome }]).await;
@@ -442,4 +450,30 @@ async fn a_route_that_ends_drops_what_is_parked() {
     bench.fold().await;
     assert_eq!(bench.deliver("x").await, 9_002);
     assert_eq!(bench.deliver("y").await, 2);
+}
+
+/// At a low rate claims lie on the desk for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_claimed_before_is_given_back() {
+    let stand_in = Arc::new(stand_in());
+    let mut bridge = Bridge::before(stand_in.clone(), "ser.server-key");
+    bridge.destination.max_calls_per_second = Some(0.1);
+    bridge.start();
+    bridge
+        .send(&page_without_info("add_members", "c", &people("p", 20)))
+        .await;
+    bridge
+        .time_passes("some calls", async || {
+            stand_in.calls_to(Endpoint::Write) >= 3
+        })
+        .await;
+    bridge.pause_cohort("c").await;
+    let ledger = rusqlite::Connection::open(bridge.ledger()).unwrap();
+    eventually("all is given back", async || {
+        let claimed = "SELECT count(*) FROM pending WHERE sent IS NOT NULL";
+        let claimed: i64 = ledger.query_row(claimed, [], |row| row.get(0)).unwrap();
+        (claimed == 0).then_some(())
+    })
+    .await;
+    bridge.stop().await;
 }

@@ -302,7 +302,10 @@ async fn everything_is_members_leavers_and_dead_letters_and_nobody_erased() {
             let settlement = written(claim);
             if is_dead {
                 let error = "400".into();
-                let outcome = Outcome::Dead { error };
+                let outcome = Outcome::Dead {
+                    may_land_late: false,
+                    error,
+                };
                 return Settlement {
                     outcome,
                     ..settlement

@@ -168,6 +168,7 @@ async fn nothing_names_a_forgotten_person_any_more() {
     // A dead letter in one cohort, a pending change in another, a held page and a waiting one.
     let claims = bench.exchange(Vec::new()).await.claims;
     let outcome = || Outcome::Dead {
+        may_land_late: false,
         error: "400".into(),
     };
     let dead = claims.into_iter().map(|claim| Settlement {

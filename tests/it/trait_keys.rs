@@ -128,6 +128,7 @@ async fn what_is_left_to_do_for_a_former_key_is_its_cohorts() {
     let dead = old.into_iter().map(|claim| Settlement {
         claim,
         outcome: Outcome::Dead {
+            may_land_late: false,
             error: "400".into(),
         },
     });

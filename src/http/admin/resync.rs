@@ -164,7 +164,6 @@ impl Admin {
         };
         let ordered = self.change(async move { store.order_resync(order, now).await });
         let pending = ordered.await?.ok_or(AdminError::UnknownCohort)?;
-        self.tell_destinations();
         Ok(web::Json(Pending { pending }))
     }
 
@@ -172,14 +171,7 @@ impl Admin {
         let store = self.store.clone();
         let cancelled = self.change(async move { store.cancel_resync(scope).await });
         let cancelled = cancelled.await?.ok_or(AdminError::UnknownCohort)?;
-        self.tell_destinations();
         Ok(web::Json(Cancelled { cancelled }))
-    }
-
-    fn tell_destinations(&self) {
-        for destination in &self.destinations {
-            destination.resync_ordered();
-        }
     }
 }
 

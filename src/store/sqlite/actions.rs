@@ -1,6 +1,6 @@
 //! What an operator does to the ledger.
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::express::FEW;
 use super::ledger::{Ledger, wanted_from};
@@ -18,14 +18,21 @@ struct Taken {
     late: Late,
 }
 
+/// When the youngest dead letter died: in the future where the clock was set back since.
+pub(super) fn youngest_dead_letter(connection: &Connection) -> Result<Millis, StoreError> {
+    Ok(connection
+        .prepare_cached("SELECT coalesce(max(since), 0) FROM dead_letter")?
+        .query_row([], |row| row.get(0))?)
+}
+
 impl Ledger {
-    /// Takes at most `limit` dead letters out that are not younger than `ordered_at`: what dies again
+    /// Takes at most `limit` dead letters out that are not younger than `until`: what dies again
     /// meanwhile is not meant.
     fn take_dead_letters(
         &self,
         filter: &DeadLetterFilter,
         limit: usize,
-        ordered_at: Millis,
+        until: Millis,
     ) -> Result<Vec<Taken>, StoreError> {
         Ok(self
             .connection
@@ -38,7 +45,7 @@ impl Ledger {
                      LIMIT ?4)
                  RETURNING destination, identifier, trait, wanted, sent, late_until",
             )?
-            .query_map(params![filter.destination, filter.identifier, ordered_at, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+            .query_map(params![filter.destination, filter.identifier, until, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
                 Ok(Taken {
                     destination: row.get(0)?,
                     identifier: row.get(1)?,
@@ -58,9 +65,10 @@ impl Ledger {
         &mut self,
         filter: &DeadLetterFilter,
         limit: usize,
+        until: Millis,
         now: Millis,
     ) -> Result<usize, StoreError> {
-        let letters = self.take_dead_letters(filter, limit, now)?;
+        let letters = self.take_dead_letters(filter, limit, until)?;
         // Somebody looks on.
         let express_at = (letters.len() <= FEW).then_some(now);
         for letter in &letters {

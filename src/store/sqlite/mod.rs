@@ -553,7 +553,8 @@ impl Store for SqliteStore {
         filter: DeadLetterFilter,
         now: Millis,
     ) -> Result<u64, StoreError> {
-        self.in_pieces(move |ledger| ledger.retry_dead_letters(&filter, PEOPLE_AT_ONCE, now))
+        let until = self.read(actions::youngest_dead_letter).await?.max(now);
+        self.in_pieces(move |ledger| ledger.retry_dead_letters(&filter, PEOPLE_AT_ONCE, until, now))
             .await
     }
 
@@ -562,7 +563,8 @@ impl Store for SqliteStore {
         filter: DeadLetterFilter,
         now: Millis,
     ) -> Result<u64, StoreError> {
-        self.in_pieces(move |ledger| ledger.drop_dead_letters(&filter, PEOPLE_AT_ONCE, now))
+        let until = self.read(actions::youngest_dead_letter).await?.max(now);
+        self.in_pieces(move |ledger| ledger.drop_dead_letters(&filter, PEOPLE_AT_ONCE, until))
             .await
     }
 

@@ -103,16 +103,30 @@ impl Ledger {
                 self.settle_retry(
                     destination,
                     identifier,
-                    claimed.number,
+                    claimed,
                     *due_at,
                     *counts,
                     late_until,
                     error,
+                    tally,
                 )?;
             }
             Outcome::Unsent => self.settle_unsent(destination, identifier, claimed, tally)?,
-            Outcome::Dead { error } => {
-                self.settle_dead(destination, identifier, claimed, error, now, tally)?;
+            Outcome::Dead {
+                may_land_late,
+                error,
+            } => {
+                let late_until =
+                    may_land_late.then(|| now + self.destinations[destination].rules.late_write_ms);
+                self.settle_dead(
+                    destination,
+                    identifier,
+                    claimed,
+                    error,
+                    late_until,
+                    now,
+                    tally,
+                )?;
             }
         }
         Ok(Settled::Open)
@@ -258,30 +272,46 @@ impl Ledger {
         &self,
         destination: usize,
         identifier: &str,
-        number: TraitRef,
+        claimed: &ClaimedTrait,
         due_at: Millis,
         counts: bool,
         late_until: Option<Millis>,
         error: &str,
+        tally: &mut Tally,
     ) -> Result<(), StoreError> {
+        let id = self.destinations[destination].id;
+        let number = claimed.number;
+        if late_until.is_some()
+            && let Some(row) = self.pending_row(id, identifier, number)?
+            && !row.told.needs_write(Target::of(
+                row.wanted,
+                self.destinations[destination].rules.on_leave,
+            ))
+        {
+            // It was erased and named again under the call; what landed is not what is known.
+            tally.add(number, row.wanted, row.since, 1);
+        }
         // Where this call left nothing behind and none before it did, nothing can land late. Where
         // something may, somebody has to say otherwise in time; else the sweep's rows stay its own.
         self.connection
             .prepare_cached(
                 "UPDATE pending SET due_at = ?4, attempts = attempts + ?5, error = ?6,
                         late_until = coalesce(?7, late_until),
-                        sent = CASE WHEN coalesce(?7, late_until) IS NULL THEN NULL ELSE sent END,
+                        told = CASE WHEN ?7 IS NULL THEN told END,
+                        sent = CASE WHEN ?7 IS NOT NULL THEN coalesce(sent, 0) | ?8
+                                    WHEN late_until IS NULL THEN NULL ELSE sent END,
                         express_at = CASE WHEN coalesce(?7, late_until, express_at) IS NULL THEN NULL ELSE ?4 END
                  WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?
             .execute(params![
-                self.found_at(self.destinations[destination].id, identifier, number)?,
+                self.found_at(id, identifier, number)?,
                 identifier,
                 number.0,
                 due_at,
                 counts,
                 error,
-                late_until
+                late_until,
+                sent_bit(claimed.target)
             ])?;
         Ok(())
     }
@@ -327,17 +357,22 @@ impl Ledger {
         Ok(())
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn settle_dead(
         &self,
         destination: usize,
         identifier: &str,
         claimed: &ClaimedTrait,
         error: &str,
+        late_until: Option<Millis>,
         now: Millis,
         tally: &mut Tally,
     ) -> Result<(), StoreError> {
         let id = self.destinations[destination].id;
         let place = self.found_at(id, identifier, claimed.number)?;
+        if self.begins_anew(destination, place, identifier, claimed, late_until, now)? {
+            return Ok(());
+        }
         let removed = self
             .connection
             .prepare_cached(
@@ -357,8 +392,49 @@ impl Ledger {
                 .prepare_cached(
                     "INSERT OR REPLACE INTO dead_letter (destination, identifier, trait, wanted, since, error, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                 )?
-                .execute(params![id, identifier, claimed.number.0, wanted_stored(wanted), now, error, late.sent, late.until])?;
+                .execute(params![id, identifier, claimed.number.0, wanted_stored(wanted), now, error, late.sent, late.until.max(late_until)])?;
         }
         Ok(())
+    }
+
+    /// Whether another value is wanted by now than the one that can never be written: nobody knows
+    /// that of the new one, which was never sent.
+    fn begins_anew(
+        &self,
+        destination: usize,
+        place: i64,
+        identifier: &str,
+        claimed: &ClaimedTrait,
+        late_until: Option<Millis>,
+        now: Millis,
+    ) -> Result<bool, StoreError> {
+        let on_leave = self.destinations[destination].rules.on_leave;
+        let wanted = self
+            .connection
+            .prepare_cached(
+                "SELECT wanted FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+            )?
+            .query_row(params![place, identifier, claimed.number.0], |row| {
+                Ok(wanted_from(row.get(0)?))
+            })
+            .optional()?;
+        if wanted.is_none_or(|wanted| Target::of(wanted, on_leave) == claimed.target) {
+            return Ok(false);
+        }
+        self.connection
+            .prepare_cached(
+                "UPDATE pending SET due_at = ?4, express_at = ?4, attempts = 0, error = NULL,
+                        late_until = max(coalesce(late_until, ?5), coalesce(?5, late_until)),
+                        sent = CASE WHEN coalesce(late_until, ?5) IS NOT NULL THEN sent END
+                 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+            )?
+            .execute(params![
+                place,
+                identifier,
+                claimed.number.0,
+                now,
+                late_until
+            ])?;
+        Ok(true)
     }
 }

@@ -188,6 +188,15 @@ impl Bridge {
         self.running().store.resyncs().await.unwrap().pop()
     }
 
+    /// Pauses a cohort, as an operator does.
+    pub async fn pause_cohort(&self, cohort: &str) {
+        let running = self.running();
+        let (source, now) = ("default".into(), self.clock.now());
+        let paused = running.store.pause_cohort(&source, cohort, true, now).await;
+        assert!(paused.unwrap().is_some());
+        running.destination.operator_acted();
+    }
+
     /// What is not yet written.
     pub async fn pending(&self) -> u64 {
         let cohorts = self.running().store.cohorts().await.unwrap();

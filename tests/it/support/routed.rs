@@ -216,6 +216,7 @@ impl Routed {
 /// That call failed for good.
 pub fn dead(claim: Claim) -> Settlement {
     let outcome = Outcome::Dead {
+        may_land_late: false,
         error: "400".into(),
     };
     Settlement { claim, outcome }
