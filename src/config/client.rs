@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::environment::Environment;
+use super::files::Files;
 use super::reader::{ConfigError, Reader};
 use super::{parse, setting};
 use crate::cli::{HealthArgs, OperatorArgs, ReplayArgs};
@@ -28,7 +29,8 @@ impl AdminEndpoint {
     ///
     /// All faults at once, as [`Settings::from_args`](super::Settings::from_args) does.
     pub fn from_args(args: &OperatorArgs, environment: &Environment) -> Result<Self, ConfigError> {
-        let mut reader = Reader::new(environment);
+        let files = Files::default();
+        let mut reader = Reader::new(environment, &files);
         let url = reader.value(
             &setting::ADMIN_URL,
             args.admin_url.as_deref(),
@@ -60,7 +62,8 @@ impl HealthQuestion {
     ///
     /// All faults at once, as [`Settings::from_args`](super::Settings::from_args) does.
     pub fn from_args(args: &HealthArgs, environment: &Environment) -> Result<Self, ConfigError> {
-        let mut reader = Reader::new(environment);
+        let files = Files::default();
+        let mut reader = Reader::new(environment, &files);
         let admin_listen = reader.value(
             &setting::ADMIN_LISTEN,
             args.admin_listen.as_deref(),
@@ -96,7 +99,8 @@ impl ReplaySettings {
     ///
     /// All faults at once, as [`Settings::from_args`](super::Settings::from_args) does.
     pub fn from_args(args: &ReplayArgs, environment: &Environment) -> Result<Self, ConfigError> {
-        let mut reader = Reader::new(environment);
+        let files = Files::default();
+        let mut reader = Reader::new(environment, &files);
         let url = reader.value(&setting::REPLAY_URL, args.url.as_deref(), parse::web_url);
         let basic_auth = reader.optional(
             &setting::REPLAY_BASIC_AUTH,

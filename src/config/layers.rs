@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use super::file::table::{Faults, Table};
+use super::files::Files;
 use super::reader::{Faulted, Reader};
 use super::setting::{CONFIG, Exposure, Fallback, Setting};
 
@@ -35,6 +36,11 @@ pub(super) enum Place<'r, 't> {
 impl<'r, 'e, 't> Layers<'r, 'e, 't> {
     pub(super) fn new(reader: &'r mut Reader<'e>, place: Place<'r, 't>) -> Self {
         Layers { reader, place }
+    }
+
+    /// The files that settings name.
+    pub(super) fn files(&self) -> &'e Files {
+        self.reader.files
     }
 
     /// Whether it is one of the file's, of which there may be several.
@@ -91,7 +97,7 @@ impl<'r, 'e, 't> Layers<'r, 'e, 't> {
                 None => for_all,
             };
         }
-        let own = table.secret(setting, folder, faults, parse);
+        let own = table.secret(setting, folder, self.reader.files, faults, parse);
         if self.reader.is_given(setting, flag) {
             let (name, key) = (table.name, setting.key());
             return self.reader.fault(

@@ -10,7 +10,8 @@ use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::Database;
-use super::reader::read_text;
+use super::files::{Counts, Files};
+use super::setting;
 use crate::flagsmith::Authorities;
 
 /// Bytes of a file of certificates at most: a machine's own bundle has a quarter of that.
@@ -224,10 +225,13 @@ fn is_near_ip(ip: IpAddr) -> bool {
     }
 }
 
-/// The certificate authorities in the file of that path.
-pub(super) fn authorities(path: &str) -> Result<Authorities, String> {
-    let pem = read_text(Path::new(path), MAX_CA_FILE_BYTES)?;
-    Authorities::parse(&pem)
+/// The certificate authorities in the file of a path.
+pub(super) fn authorities(files: &Files) -> impl Fn(&str) -> Result<Authorities, String> {
+    |path| {
+        let (path, counts) = (Path::new(path), Counts::FromTheStart);
+        let pem = files.text(path, MAX_CA_FILE_BYTES, setting::CA_FILE.flag, counts)?;
+        Authorities::parse(&pem)
+    }
 }
 
 /// A secret that goes into an HTTP header as it is.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::file::table::Faults;
 use super::file::{CohortRule, MAX_FILE_BYTES, NamedTable, SettingsFile};
+use super::files::Counts;
 use super::layers::{Layers, Place};
-use super::reader::{Faulted, Reader, read_text};
+use super::reader::{Faulted, Reader};
 use super::serve::read_destination;
 use super::source::read_source;
 use super::{Destination, Source, setting};
@@ -84,7 +85,9 @@ fn read_settings_file(
     let Some(path) = path else {
         return Ok(None);
     };
-    match read_text(Path::new(&path), MAX_FILE_BYTES) {
+    let file = Path::new(&path);
+    let (setting, counts) = (setting::CONFIG.flag, Counts::FromTheStart);
+    match reader.files.text(file, MAX_FILE_BYTES, setting, counts) {
         Ok(text) => Ok(Some((path, text))),
         Err(trouble) => reader.fault(
             &setting::CONFIG,

@@ -1,12 +1,11 @@
 //! Reading settings one by one and keeping every fault, so that all are told at once.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
-use super::setting::{Exposure, Fallback, Setting};
+use super::files::{Counts, Files};
+use super::setting::{DATABASE_URL, Exposure, Fallback, Setting};
 
 /// Bytes of a secret's file at most. No secret is that long; `/dev/zero` is longer.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
@@ -62,14 +61,17 @@ pub(super) struct Faulted;
 /// Reads settings from flags, variables and files, in this order of precedence.
 pub(super) struct Reader<'a> {
     environment: &'a Environment,
+    /// The files that they name.
+    pub(super) files: &'a Files,
     faults: Vec<Fault>,
 }
 
 impl<'a> Reader<'a> {
     /// A reader that has found no fault yet.
-    pub(super) fn new(environment: &'a Environment) -> Self {
+    pub(super) fn new(environment: &'a Environment, files: &'a Files) -> Self {
         Reader {
             environment,
+            files,
             faults: Vec::new(),
         }
     }
@@ -184,7 +186,13 @@ impl<'a> Reader<'a> {
             },
             (None, Some((path, name))) => {
                 let path = PathBuf::from(path);
-                read_secret(&path).map(Some).or_else(|trouble| {
+                // Which ledger is open cannot change.
+                let counts = match setting.variable == DATABASE_URL.variable {
+                    true => Counts::FromTheStart,
+                    false => Counts::AtOnce,
+                };
+                let secret = read_secret(self.files, &path, &name, counts);
+                secret.map(Some).or_else(|trouble| {
                     self.fault(
                         setting,
                         format!(
@@ -204,25 +212,18 @@ pub(super) fn quoted(value: &str) -> String {
     format!("{beginning:?}")
 }
 
-/// A file's text, if it is no longer than `max_bytes`.
-pub(super) fn read_text(path: &Path, max_bytes: u64) -> Result<String, String> {
-    let mut text = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(max_bytes + 1).read_to_end(&mut text))
-        .map_err(|error| error.to_string())?;
-    if text.len() as u64 > max_bytes {
-        return Err(format!("it is longer than {max_bytes} bytes"));
-    }
-    String::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())
-}
-
 fn trimmed(value: &str) -> &str {
     value.trim_end_matches(['\r', '\n'])
 }
 
 /// The secret that a file holds, without the newline at its end.
-pub(super) fn read_secret(path: &Path) -> Result<String, String> {
-    let text = read_text(path, MAX_SECRET_BYTES)?;
+pub(super) fn read_secret(
+    files: &Files,
+    path: &Path,
+    setting: &str,
+    counts: Counts,
+) -> Result<String, String> {
+    let text = files.text(path, MAX_SECRET_BYTES, setting, counts)?;
     match trimmed(&text) {
         "" => Err("it is empty".to_owned()),
         value => Ok(value.to_owned()),

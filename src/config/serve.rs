@@ -6,6 +6,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::environment::Environment;
+use super::files::Files;
 use super::layers::Layers;
 use super::parts::read_parts;
 use super::reader::{ConfigError, Faulted, Reader};
@@ -58,7 +59,16 @@ impl Settings {
     /// Every fault of every setting, and every unknown `COHORT_BRIDGE_…` variable, in one
     /// [`ConfigError`].
     pub fn from_args(args: &ServeArgs, environment: &Environment) -> Result<Self, ConfigError> {
-        let mut reader = Reader::new(environment);
+        Self::from_files(args, environment, &Files::default())
+    }
+
+    /// The same, where `files` may have been read before.
+    pub(super) fn from_files(
+        args: &ServeArgs,
+        environment: &Environment,
+        files: &Files,
+    ) -> Result<Self, ConfigError> {
+        let mut reader = Reader::new(environment, files);
         let settings = read(&mut reader, args, environment);
         reader.finish(settings)
     }
@@ -174,7 +184,7 @@ pub(super) fn read_destination(
     let authorities = reader.optional(
         &setting::CA_FILE,
         args.ca_file.as_deref(),
-        parse::authorities,
+        parse::authorities(reader.files()),
     );
     let environment_key = reader.value(
         &setting::FLAGSMITH_ENVIRONMENT_KEY,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::config::files::{Counts, Files};
 use crate::config::reader::{Faulted, quoted, read_secret};
 use crate::config::setting::{Exposure, Setting};
 
@@ -196,6 +197,7 @@ impl<'t> Table<'t> {
         &mut self,
         setting: &Setting,
         folder: &Path,
+        files: &Files,
         faults: &mut Faults<'_>,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<Option<T>, Faulted> {
@@ -212,7 +214,9 @@ impl<'t> Table<'t> {
             (None, Some(path)) => {
                 let file: PathBuf = folder.join(path.get_ref());
                 let shown = file.display();
-                let trouble = match read_secret(&file).map(|secret| parse(&secret)) {
+                let named = format!("{file_key} of {}", self.name);
+                let secret = read_secret(files, &file, &named, Counts::AtOnce);
+                let trouble = match secret.map(|secret| parse(&secret)) {
                     Ok(Ok(secret)) => return Ok(Some(secret)),
                     Ok(Err(advice)) => {
                         format!("{file_key} names {shown}, whose content cannot be used: {advice}")
