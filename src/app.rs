@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, millis};
 use crate::config::{Database, Destination, Settings, Source};
-use crate::dispatch::{Dispatch, Parts};
+use crate::dispatch::{Delivery, Parts};
 use crate::flagsmith::Flagsmith;
 use crate::fold::Fold;
 use crate::http::admin::AdminAccess;
-use crate::http::authenticate::{BODY_DEADLINE, Intake};
+use crate::http::authenticate::{BODY_DEADLINE, Intake, Sources};
 use crate::http::receive::{Receiver, ReceiverParts};
 use crate::http::{self, Admin, Detached};
 use crate::logging::IdentifierHash;
@@ -46,7 +46,7 @@ pub struct App {
     health: Arc<Health>,
     detached: Detached,
     store: Arc<dyn Store>,
-    dispatches: Vec<Arc<Dispatch>>,
+    deliveries: Vec<Delivery>,
     planner: Arc<Planner>,
 }
 
@@ -65,7 +65,7 @@ impl App {
         let detached = Detached::on(tokio::runtime::Handle::current());
 
         let paused = store.paused_destinations().await?;
-        let mut dispatches = Vec::new();
+        let mut deliveries = Vec::new();
         let mut destinations = Vec::new();
         let mut planned = Vec::new();
         for destination in &settings.destinations {
@@ -77,7 +77,7 @@ impl App {
             let calls = counters.clone();
             let client = Flagsmith::new(destination)?
                 .observed_by(move |call| calls.call_ended(call.status, call.elapsed));
-            dispatches.push(Arc::new(Dispatch::new(Parts {
+            let (delivery, _) = Delivery::new(Parts {
                 store: Arc::clone(&store),
                 clock: Arc::clone(&clock),
                 destination: Arc::clone(destination),
@@ -85,7 +85,8 @@ impl App {
                 health: destination_health,
                 metrics: counters,
                 hash: IdentifierHash::new(store.log_hash_key()),
-            })));
+            });
+            deliveries.push(delivery);
         }
 
         let planner = Arc::new(Planner::new(
@@ -94,11 +95,7 @@ impl App {
             planned,
         ));
         let intake = web::Data::new(Intake {
-            sources: settings
-                .sources
-                .iter()
-                .map(|source| (source.name.clone(), Arc::clone(source)))
-                .collect(),
+            sources: Arc::new(Sources::new(settings.sources.iter().cloned())),
             max_body_bytes: settings.max_body_bytes,
             body_deadline: BODY_DEADLINE,
             clock: Arc::clone(&clock),
@@ -133,15 +130,17 @@ impl App {
 
         let listener = bind(settings.admin_listen, "COHORT_BRIDGE_ADMIN_LISTEN")?;
         let admin_address = listener.local_addr()?;
+        let access = AdminAccess::new(settings.admin_token.as_ref(), admin_address);
+        let access = Arc::new(access);
         let admin = web::Data::new(Admin {
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
             health: Arc::clone(&health),
             destinations,
-            metrics,
+            metrics: Arc::clone(&metrics),
             planner: Arc::clone(&planner),
             detached: detached.clone(),
-            access: AdminAccess::new(settings.admin_token.as_ref(), admin_address),
+            access: Arc::clone(&access),
         });
         let admin_server = HttpServer::new(move || {
             let admin = admin.clone();
@@ -165,7 +164,7 @@ impl App {
             health,
             detached,
             store,
-            dispatches,
+            deliveries,
             planner,
         })
     }
@@ -199,8 +198,8 @@ impl App {
             self.planner
                 .tell_at_rest(Arc::clone(&self.health), loops.clone()),
         );
-        for dispatch in self.dispatches {
-            running.spawn(dispatch.run(self.health.ledger_changes(), loops.clone()));
+        for delivery in self.deliveries {
+            running.spawn(delivery.run(Arc::clone(&self.health), loops.clone()));
         }
 
         let failed = tokio::select! {

@@ -162,8 +162,8 @@ impl fmt::Display for Why {
 
 impl CanaryMemory {
     /// What the canary that is there before the next one is written says of the environment.
-    /// `is_first` before this process had a good one: settings are read at the start, so only then
-    /// can the environment be one that the ledger knows from before.
+    /// `is_first` before delivery, which begins anew with every key, had a good one: only then can the
+    /// environment be one that the ledger knows from before.
     pub fn judge(&self, writer: Writer<'_>, shown: Option<&str>, is_first: bool) -> Environment {
         let ledger = writer.ledger;
         let Some(shown) = shown else {

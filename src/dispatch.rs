@@ -32,11 +32,13 @@ mod call;
 mod canary;
 mod clerk;
 mod count;
+mod delivery;
 mod depth;
 mod resync;
 mod split;
 
 pub use call::ATTEMPTS;
+pub use delivery::{Delivery, Rekey};
 use split::Width;
 
 /// How long to wait after the ledger failed.
@@ -76,6 +78,7 @@ pub struct Dispatch {
 }
 
 /// What [`Dispatch`] is made of.
+#[derive(Clone)]
 pub struct Parts {
     /// Where it is known what is wanted.
     pub store: Arc<dyn Store>,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, redirect};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use serde_json::Value;
 use url::{Host, Url};
@@ -126,7 +126,8 @@ impl Default for Limits {
     }
 }
 
-/// The client of one destination. Cheap to share by reference; hold one a destination.
+/// The client of one destination. Clones share their connections; hold one a destination.
+#[derive(Clone)]
 pub struct Flagsmith {
     name: DestinationName,
     http: Client,
@@ -210,9 +211,21 @@ impl Flagsmith {
         })
     }
 
+    /// The same client, over the same connections, with another environment key.
+    ///
+    /// # Errors
+    ///
+    /// [`FlagsmithError::Key`].
+    pub fn with_key(&self, key: &SecretString) -> Result<Self, FlagsmithError> {
+        Ok(Flagsmith {
+            headers: headers(key.expose_secret())?,
+            ..self.clone()
+        })
+    }
+
     /// Has every HTTP call reported to `observer`, repeated ones too.
     pub fn observed_by(mut self, observer: impl Fn(Call) + Send + Sync + 'static) -> Self {
-        self.observer = Some(Box::new(observer));
+        self.observer = Some(Arc::new(observer));
         self
     }
 

@@ -112,6 +112,7 @@ pub struct Metrics {
     trait_writes: IntCounterVec,
     flagsmith_requests: IntCounterVec,
     flagsmith_duration: Histogram,
+    secret_reload_failures: IntCounter,
     gauges: Mutex<Gauges>,
 }
 
@@ -129,6 +130,7 @@ struct Gauges {
     cohort_paused: IntGaugeVec,
     calls_this_month: IntGaugeVec,
     call_budget: IntGaugeVec,
+    secrets_refused: IntGauge,
     inbox_pages: IntGauge,
     resident_memory_bytes: IntGauge,
 }
@@ -178,7 +180,15 @@ impl Metrics {
                 "From a call to Flagsmith to its answer or failure.",
                 FLAGSMITH_BUCKETS,
             )?,
+            secret_reload_failures: register.counter(
+                "cohort_bridge_secret_reload_failures_total",
+                "Contents of secret files that could not be used, each counted once.",
+            )?,
             gauges: Mutex::new(Gauges {
+                secrets_refused: register.int_gauge(
+                    "cohort_bridge_secrets_refused",
+                    "1 while a secret file holds what cannot be used and the secret before it is in force, else 0.",
+                )?,
                 pending: register.int_gauges(
                     "cohort_bridge_pending",
                     "Traits not yet as wanted.",
@@ -292,6 +302,11 @@ impl Metrics {
         }
     }
 
+    /// A secret file changed and cannot be used.
+    pub fn secret_refused(&self) {
+        self.secret_reload_failures.inc();
+    }
+
     /// The counters of one destination, all there from the start so that rates begin at zero.
     pub fn destination(&self, name: &DestinationName) -> DestinationMetrics {
         DestinationMetrics {
@@ -394,6 +409,8 @@ impl Gauges {
                     .add(gauge(runs));
             }
         }
+        self.secrets_refused
+            .set(i64::from(!snapshot.refused_secrets.is_empty()));
         self.inbox_pages.set(gauge(snapshot.backlog_pages));
         self.resident_memory_bytes
             .set(gauge(resident_memory_bytes().unwrap_or(0)));
@@ -430,7 +447,7 @@ mod tests {
     use crate::calls::CallsView;
     use crate::http::stub_store::{cohort, troubled_cohort};
     use crate::month::Month;
-    use crate::status::DestinationStatus;
+    use crate::status::{DestinationStatus, RefusedSecret};
     use crate::store::CohortView;
 
     fn snapshot() -> StatusSnapshot {
@@ -438,6 +455,7 @@ mod tests {
             now: 100_000,
             backlog_pages: 3,
             refusal: None,
+            refused_secrets: vec![],
             destinations: vec![DestinationStatus {
                 name: "production".into(),
                 warning: None,
@@ -496,7 +514,15 @@ mod tests {
         destination.call_ended(Some(200), Duration::from_millis(1));
         destination.call_ended(Some(503), Duration::from_millis(1));
         destination.call_ended(None, Duration::from_millis(1));
-        let text = metrics.render(&snapshot()).unwrap();
+        metrics.secret_refused();
+        let mut snapshot = snapshot();
+        snapshot.refused_secrets.push(RefusedSecret {
+            setting: "COHORT_BRIDGE_ADMIN_TOKEN_FILE".into(),
+            file: "/run/token".into(),
+            reason: "it is empty".into(),
+            since: 0,
+        });
+        let text = metrics.render(&snapshot).unwrap();
         for line in [
             r#"cohort_bridge_webhook_requests_total{action="members",source="default",status="200"} 1"#,
             "cohort_bridge_webhook_request_duration_seconds_count 1",
@@ -523,6 +549,8 @@ mod tests {
             r#"cohort_bridge_calls_this_month{destination="production"} 42"#,
             r#"cohort_bridge_call_budget{destination="production"} 1000"#,
             "cohort_bridge_inbox_pages 3",
+            "cohort_bridge_secret_reload_failures_total 1",
+            "cohort_bridge_secrets_refused 1",
             concat!(
                 "cohort_bridge_build_info{version=\"",
                 env!("CARGO_PKG_VERSION"),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
@@ -26,6 +26,20 @@ pub struct Health {
     inbox_waiting: AtomicI64,
     backlog_limit: u64,
     shutting_down: AtomicBool,
+    refused_secrets: Mutex<Vec<RefusedSecret>>,
+}
+
+/// A secret file that changed and cannot be used; what stood in it before is still in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedSecret {
+    /// Which setting names it.
+    pub setting: String,
+    /// Its path.
+    pub file: String,
+    /// What is wrong with it; no secret is in it.
+    pub reason: String,
+    /// Since when it cannot be used.
+    pub since: Millis,
 }
 
 /// Why pages are not taken in at the moment.
@@ -54,6 +68,7 @@ impl Health {
             inbox_waiting: AtomicI64::new(0),
             backlog_limit,
             shutting_down: AtomicBool::new(false),
+            refused_secrets: Mutex::default(),
         }
     }
 
@@ -117,6 +132,22 @@ impl Health {
         self.shutting_down.store(true, Ordering::Release);
     }
 
+    /// Says which secret files cannot be used.
+    pub fn set_refused_secrets(&self, refused: Vec<RefusedSecret>) {
+        *self
+            .refused_secrets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = refused;
+    }
+
+    /// Which secret files cannot be used.
+    pub fn refused_secrets(&self) -> Vec<RefusedSecret> {
+        self.refused_secrets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     /// Why a page would be refused now; `None` while pages are taken in.
     pub fn refusal(&self) -> Option<Refusal> {
         if self.shutting_down.load(Ordering::Acquire) {
@@ -176,7 +207,7 @@ pub struct DestinationHealth {
     warning: Mutex<Option<Arc<str>>>,
     in_flight: AtomicUsize,
     in_flight_limit: AtomicUsize,
-    meter: OnceLock<Arc<Meter>>,
+    meter: Mutex<Option<Arc<Meter>>>,
     paused: watch::Sender<bool>,
     pausing: tokio::sync::Mutex<()>,
     dry_run: AtomicBool,
@@ -205,7 +236,7 @@ impl DestinationHealth {
             warning: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             in_flight_limit: AtomicUsize::new(0),
-            meter: OnceLock::new(),
+            meter: Mutex::default(),
             resync_ordered: Notify::new(),
             is_recalled: AtomicBool::new(false),
             recalled: Notify::new(),
@@ -228,6 +259,12 @@ impl DestinationHealth {
         let news = *held != state;
         *held = state;
         news
+    }
+
+    /// Says that delivery begins again: nothing bad is known of what it leads to now.
+    pub fn begin_again(&self) {
+        self.set(DestinationState::Ok);
+        self.warn(None);
     }
 
     /// Says what somebody should look at, though calls go out; `None` where there is nothing.
@@ -261,8 +298,7 @@ impl DestinationHealth {
 
     /// Says what its calls pass.
     pub fn set_meter(&self, meter: Arc<Meter>) {
-        // Delivery to it begins once.
-        let _ = self.meter.set(meter);
+        *self.meter.lock().unwrap_or_else(PoisonError::into_inner) = Some(meter);
     }
 
     /// Says whether an operator paused it: no call begins while it is paused.
@@ -343,7 +379,12 @@ impl DestinationHealth {
                 .clone(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             in_flight_limit: self.in_flight_limit.load(Ordering::Relaxed),
-            calls: self.meter.get().map(|meter| meter.view()),
+            calls: self
+                .meter
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_ref()
+                .map(|meter| meter.view()),
             resync: None,
             canary: *self.canary(),
             paused: self.is_paused(),
@@ -399,6 +440,8 @@ pub struct StatusSnapshot {
     pub backlog_pages: u64,
     /// Why pages are not taken in; `None` while they are.
     pub refusal: Option<Refusal>,
+    /// Secret files that changed and cannot be used.
+    pub refused_secrets: Vec<RefusedSecret>,
     /// Every destination of the settings.
     pub destinations: Vec<DestinationStatus>,
     /// Every cohort of the ledger, or why the ledger could not be read.

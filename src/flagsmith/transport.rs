@@ -1,5 +1,6 @@
 //! One HTTP call: sent, read whole, repeated once where the connection broke off.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
@@ -23,7 +24,7 @@ pub struct Call {
     pub elapsed: Duration,
 }
 
-pub(super) type Observer = Box<dyn Fn(Call) + Send + Sync>;
+pub(super) type Observer = Arc<dyn Fn(Call) + Send + Sync>;
 
 impl Flagsmith {
     /// A 200, read whole; or why there is none.

@@ -32,7 +32,7 @@ pub use error::AdminError;
 use openapi::{Interrupted, LedgerFailed, Refused};
 use views::{
     DeadLetterOrder, DeadLettersReply, DestinationReply, Dropped, ErrorReply, ForgetQuery,
-    Forgotten, MemberReply, Retried, StatusReply,
+    Forgotten, MemberReply, RefusedSecretReply, Retried, StatusReply,
 };
 
 /// Dead letters one answer shows at most; the oldest come first, and `retry` and `drop` reach all.
@@ -55,7 +55,7 @@ pub struct Admin {
     /// Where changes run on though the client has gone.
     pub detached: Detached,
     /// Who may change things.
-    pub access: AdminAccess,
+    pub access: Arc<AdminAccess>,
 }
 
 impl Admin {
@@ -70,6 +70,7 @@ impl Admin {
             now: self.clock.now(),
             backlog_pages: self.health.backlog(),
             refusal: self.health.refusal(),
+            refused_secrets: self.health.refused_secrets(),
             destinations: self
                 .destinations
                 .iter()
@@ -153,6 +154,11 @@ pub async fn status(admin: web::Data<Admin>) -> web::Json<StatusReply> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ledger: ledger.map_or_else(|error| error.to_string(), |()| "ok".to_owned()),
         backlog: snapshot.backlog_pages,
+        refused_secrets: snapshot
+            .refused_secrets
+            .iter()
+            .map(RefusedSecretReply::from)
+            .collect(),
         destinations: snapshot
             .destinations
             .iter()
@@ -347,7 +353,7 @@ mod tests {
     use crate::http::stub_store::StubStore;
     use crate::meter::{Allowance, Meter};
     use crate::plan::Terms;
-    use crate::status::DestinationState;
+    use crate::status::{DestinationState, RefusedSecret};
 
     pub(super) struct Desk {
         pub(super) store: Arc<StubStore>,
@@ -388,7 +394,7 @@ mod tests {
                 destinations: vec![destination],
                 metrics: Arc::new(Metrics::new().unwrap()),
                 detached: Detached::on(Handle::current()),
-                access: AdminAccess::new(token.as_ref(), bound.parse().unwrap()),
+                access: Arc::new(AdminAccess::new(token.as_ref(), bound.parse().unwrap())),
             });
             Desk { store, admin }
         }
@@ -525,6 +531,7 @@ mod tests {
         assert_eq!(
             body,
             json!({"version": env!("CARGO_PKG_VERSION"), "ledger": "ok", "backlog": 0,
+                "refused_secrets": [],
                 "destinations": [{"name": "production", "state": "halted",
                     "reason": "wrong key", "paused": false, "dry_run": false, "warning": null,
                     "in_flight": 2, "in_flight_limit": 16,
@@ -532,8 +539,19 @@ mod tests {
                     "canary": {"stayed_at": "1970-01-01T00:00:01.000Z", "next_at": null},
                     "resync": null}]})
         );
+        desk.admin.health.set_refused_secrets(vec![RefusedSecret {
+            setting: "COHORT_BRIDGE_ADMIN_TOKEN_FILE".into(),
+            file: "/run/token".into(),
+            reason: "it is empty".into(),
+            since: 1_000,
+        }]);
         desk.store.fail_with(Some(|| StoreError::Full));
         let (_, body) = desk.get("/api/v1/status").await;
+        assert_eq!(
+            body["refused_secrets"],
+            json!([{"setting": "COHORT_BRIDGE_ADMIN_TOKEN_FILE", "file": "/run/token",
+                "reason": "it is empty", "since": "1970-01-01T00:00:01.000Z"}])
+        );
         assert_eq!(body["ledger"], StoreError::Full.to_string());
     }
 

@@ -2,7 +2,7 @@
 //! can forget it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use actix_web::dev::Payload;
@@ -28,10 +28,41 @@ pub const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// their customary properties, and little enough that a claimed length costs nothing.
 const RESERVED_BYTES: usize = 256 * 1024;
 
+/// The sources of the settings. Their credentials may change while the service runs; a request is
+/// held to those that were in force when its head was read.
+#[derive(Debug)]
+pub struct Sources(RwLock<HashMap<SourceName, Arc<Source>>>);
+
+impl Sources {
+    /// These.
+    pub fn new(sources: impl IntoIterator<Item = Arc<Source>>) -> Self {
+        Sources(RwLock::new(by_name(sources)))
+    }
+
+    /// The same, with other credentials.
+    pub fn replace(&self, sources: impl IntoIterator<Item = Arc<Source>>) {
+        let sources = by_name(sources);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = sources;
+    }
+
+    /// The source of that name.
+    pub fn get(&self, name: &SourceName) -> Option<Arc<Source>> {
+        let sources = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sources.get(name).cloned()
+    }
+}
+
+fn by_name(sources: impl IntoIterator<Item = Arc<Source>>) -> HashMap<SourceName, Arc<Source>> {
+    let sources = sources.into_iter();
+    sources
+        .map(|source| (source.name.clone(), source))
+        .collect()
+}
+
 /// What the extractor needs; the webhook listener's app data.
 pub struct Intake {
-    /// By name.
-    pub sources: HashMap<SourceName, Arc<Source>>,
+    /// Who may send what.
+    pub sources: Arc<Sources>,
     /// Bytes of a body at most.
     pub max_body_bytes: usize,
     /// [`BODY_DEADLINE`], but in tests.
@@ -97,7 +128,7 @@ impl Intake {
                 .verify(request.headers(), &body, self.clock.now())?,
         };
         Ok(Authentic {
-            source: Arc::clone(source),
+            source,
             body,
             proof,
         })
@@ -164,26 +195,24 @@ mod tests {
     const NOW: i64 = 1_649_367_553_000;
     const LIMIT: usize = 64;
 
-    fn source(name: &str, credentials: Credentials) -> (SourceName, Arc<Source>) {
-        let name = SourceName::from(name);
-        let source = Source {
-            name: name.clone(),
+    fn source(name: &str, credentials: Credentials) -> Arc<Source> {
+        Arc::new(Source {
+            name: SourceName::from(name),
             credentials,
             identifier: IdentifierRules::default(),
             trait_key: TraitKeyTemplate::default(),
             explicit_keys: Vec::new(),
             hold_removals_above: None,
-        };
-        (name, Arc::new(source))
+        })
     }
 
     fn intake(clock: Arc<dyn Clock>) -> Data<Intake> {
         Data::new(Intake {
-            sources: HashMap::from([
+            sources: Arc::new(Sources::new([
                 source("default", Credentials::parse_basic("mix:panel").unwrap()),
                 source("relay", Credentials::parse_signing(SECRET).unwrap()),
                 source("open", Credentials::open()),
-            ]),
+            ])),
             max_body_bytes: LIMIT,
             body_deadline: BODY_DEADLINE,
             clock,

@@ -203,7 +203,7 @@ fn source_label(request: &HttpRequest) -> SourceName {
     let name = SourceName::from(name);
     request
         .app_data::<web::Data<Intake>>()
-        .filter(|intake| intake.sources.contains_key(&name))
+        .filter(|intake| intake.sources.get(&name).is_some())
         .map_or_else(|| UNKNOWN_SOURCE.into(), |_| name)
 }
 
@@ -444,6 +444,7 @@ mod tests {
                 now: 0,
                 backlog_pages: 0,
                 refusal: None,
+                refused_secrets: vec![],
                 destinations: vec![],
                 cohorts: Ok(vec![]),
             };

@@ -9,7 +9,7 @@ use crate::calls::CallsView;
 use crate::clock::Millis;
 use crate::number::{Number, counted};
 use crate::status::{
-    CohortState, DestinationState, DestinationStatus, Outstanding, StatusSnapshot,
+    CohortState, DestinationState, DestinationStatus, Outstanding, RefusedSecret, StatusSnapshot,
 };
 use crate::store::ResyncView;
 
@@ -42,6 +42,7 @@ impl Display for Page<'_> {
             overall.mood.word(),
             Text(&overall.sentence)
         )?;
+        refused_secrets(f, &snapshot.refused_secrets)?;
         destinations(f, snapshot)?;
         cohorts::section(f, snapshot)?;
         writeln!(
@@ -111,6 +112,12 @@ impl Overall {
                     destination.name
                 ));
             }
+        }
+        if let Some(refused) = snapshot.refused_secrets.first() {
+            return bad(format!(
+                "{} holds no secret that can be used, so the one before is still in force: {}.",
+                refused.file, refused.reason
+            ));
         }
         let total = |part: fn(Outstanding) -> u64| -> u64 {
             let destinations = snapshot.destinations.iter();
@@ -201,6 +208,28 @@ impl Overall {
             None
         }
     }
+}
+
+/// Nothing where there is none: the page is for people who seldom look at it.
+fn refused_secrets(f: &mut Formatter<'_>, refused: &[RefusedSecret]) -> fmt::Result {
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let columns = [
+        ("File", ""),
+        ("Setting", ""),
+        ("Trouble", ""),
+        ("Since", ""),
+    ];
+    heading(f, "secrets", "Refused secrets", &columns)?;
+    for refused in refused {
+        row_begins(f, &Text(&refused.file))?;
+        cell(f, "Setting", "", &Text(&refused.setting))?;
+        cell(f, "Trouble", Mood::Bad.class(), &Text(&refused.reason))?;
+        cell(f, "Since", "", &crate::rfc3339::utc(refused.since))?;
+        row_ends(f)?;
+    }
+    table_ends(f)
 }
 
 fn destinations(f: &mut Formatter<'_>, snapshot: &StatusSnapshot) -> fmt::Result {
@@ -435,6 +464,7 @@ mod tests {
             now: 100_000,
             backlog_pages: 0,
             refusal: None,
+            refused_secrets: vec![],
             destinations: vec![DestinationStatus {
                 name: "production".into(),
                 warning: None,
@@ -460,6 +490,29 @@ mod tests {
     fn halted(reason: &str) -> DestinationState {
         DestinationState::Halted {
             reason: reason.into(),
+        }
+    }
+
+    #[test]
+    fn a_secret_that_is_refused_is_shown_and_is_no_small_matter() {
+        let mut snapshot = snapshot(vec![settled("7")], DestinationState::Ok);
+        let page = render(&snapshot);
+        assert!(page.contains("All well.") && !page.contains("Refused secrets"));
+        snapshot.refused_secrets.push(RefusedSecret {
+            setting: "basic_auth_file of [[sources]]".into(),
+            file: "/run/<eu>".into(),
+            reason: "pair 1 has no colon".into(),
+            since: 0,
+        });
+        let page = render(&snapshot);
+        assert!(page.contains("Needs attention."), "{page}");
+        for words in [
+            "/run/&lt;eu&gt; holds no secret that can be used, so the one before is still in force: pair 1 has no colon.",
+            "<h2 id=\"secrets\">Refused secrets</h2>",
+            "basic_auth_file of [[sources]]",
+            "1970-01-01T00:00:00",
+        ] {
+            assert!(page.contains(words), "{words}: {page}");
         }
     }
 

@@ -274,6 +274,7 @@ fn every_metric_of_the_readme_is_the_programs() {
         now: 0,
         backlog_pages: 0,
         refusal: None,
+        refused_secrets: Vec::new(),
         destinations: Vec::new(),
         cohorts: Ok(Vec::new()),
     };

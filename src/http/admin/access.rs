@@ -3,6 +3,7 @@
 
 use std::future::{Ready, ready};
 use std::net::SocketAddr;
+use std::sync::{PoisonError, RwLock};
 
 use actix_web::dev::Payload;
 use actix_web::http::Uri;
@@ -20,7 +21,7 @@ pub struct AdminAccess(Rule);
 
 enum Rule {
     /// The SHA-256 of the token: hashes have one length, so comparing them tells nothing of it.
-    Token([u8; 32]),
+    Token(RwLock<[u8; 32]>),
     Loopback,
     Nobody,
 }
@@ -33,17 +34,26 @@ impl AdminAccess {
     /// The rule for a listener that is bound to `address`.
     pub fn new(token: Option<&SecretString>, address: SocketAddr) -> Self {
         AdminAccess(match token {
-            Some(token) => Rule::Token(hash(token.expose_secret())),
+            Some(token) => Rule::Token(RwLock::new(hash(token.expose_secret()))),
             None if address.ip().to_canonical().is_loopback() => Rule::Loopback,
             None => Rule::Nobody,
         })
+    }
+
+    /// From now on another token is asked for, where one is.
+    pub fn set_token(&self, token: &SecretString) {
+        if let Rule::Token(expected) = &self.0 {
+            let mut expected = expected.write().unwrap_or_else(PoisonError::into_inner);
+            *expected = hash(token.expose_secret());
+        }
     }
 
     fn admit(&self, headers: &HeaderMap, uri: &Uri) -> Result<Operator, AdminError> {
         match &self.0 {
             Rule::Token(expected) => {
                 let presented = bearer(headers).ok_or(AdminError::Unauthorized)?;
-                if !bool::from(hash(presented).ct_eq(expected)) {
+                let expected = *expected.read().unwrap_or_else(PoisonError::into_inner);
+                if !bool::from(hash(presented).ct_eq(&expected)) {
                     return Err(AdminError::Unauthorized);
                 }
             }
@@ -147,6 +157,24 @@ mod tests {
             }
             assert_eq!(status(bound, TOKEN, &[(HOST, "localhost:9090")]), 401);
         }
+    }
+
+    #[test]
+    fn another_token_takes_the_place_of_the_one_before_and_of_no_other_rule() {
+        let admitted = |access: &AdminAccess, token: &str| {
+            let bearer = format!("Bearer {token}");
+            let request = TestRequest::post().insert_header((AUTHORIZATION, bearer));
+            let request = request.to_http_request();
+            access.admit(request.headers(), request.uri()).is_ok()
+        };
+        let (one, other) = (SecretString::from("one"), SecretString::from("other"));
+        let access = AdminAccess::new(Some(&one), EVERYWHERE.parse().unwrap());
+        assert!(admitted(&access, "one") && !admitted(&access, "other"));
+        access.set_token(&other);
+        assert!(!admitted(&access, "one") && admitted(&access, "other"));
+        let nobody = AdminAccess::new(None, EVERYWHERE.parse().unwrap());
+        nobody.set_token(&other);
+        assert!(!admitted(&nobody, "other"));
     }
 
     #[test]

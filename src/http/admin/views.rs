@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::rfc3339;
-use crate::status::{DestinationStatus, StatusSnapshot};
+use crate::status::{DestinationStatus, RefusedSecret, StatusSnapshot};
 use crate::store::{DeadLetter, DeliveryState, MembershipDelivery, MembershipView};
 
 mod cohort;
@@ -46,8 +46,34 @@ pub struct StatusReply {
     pub ledger: String,
     /// Pages that wait in the inbox.
     pub backlog: u64,
+    /// Secret files that changed and cannot be used; what stood in them before is in force.
+    pub refused_secrets: Vec<RefusedSecretReply>,
     /// Every destination of the settings.
     pub destinations: Vec<DestinationReply>,
+}
+
+/// A secret file that changed and cannot be used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RefusedSecretReply {
+    /// The variable, or the key of the settings file, that names it.
+    pub setting: String,
+    /// Its path.
+    pub file: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Since when it cannot be used.
+    pub since: String,
+}
+
+impl From<&RefusedSecret> for RefusedSecretReply {
+    fn from(refused: &RefusedSecret) -> Self {
+        RefusedSecretReply {
+            setting: refused.setting.clone(),
+            file: refused.file.clone(),
+            reason: refused.reason.clone(),
+            since: rfc3339::utc(refused.since),
+        }
+    }
 }
 
 /// One destination.

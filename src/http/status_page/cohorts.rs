@@ -261,6 +261,7 @@ mod tests {
             now: 100_000,
             backlog_pages: 0,
             refusal: None,
+            refused_secrets: vec![],
             destinations: vec![],
             cohorts: Ok(cohorts),
         })
