@@ -24,6 +24,7 @@ use crate::logging::IdentifierHash;
 use crate::metrics::Metrics;
 use crate::plan::Terms;
 use crate::planner::Planner;
+use crate::secrets::{InForce, Secrets};
 use crate::status::{BACKLOG_LIMIT_PAGES, DestinationHealth, Health};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{DestinationRules, SourceRules, Store};
@@ -48,6 +49,8 @@ pub struct App {
     store: Arc<dyn Store>,
     deliveries: Vec<Delivery>,
     planner: Arc<Planner>,
+    in_force: InForce,
+    secrets: Option<Secrets>,
 }
 
 impl App {
@@ -66,6 +69,7 @@ impl App {
 
         let paused = store.paused_destinations().await?;
         let mut deliveries = Vec::new();
+        let mut keys = Vec::new();
         let mut destinations = Vec::new();
         let mut planned = Vec::new();
         for destination in &settings.destinations {
@@ -77,7 +81,7 @@ impl App {
             let calls = counters.clone();
             let client = Flagsmith::new(destination)?
                 .observed_by(move |call| calls.call_ended(call.status, call.elapsed));
-            let (delivery, _) = Delivery::new(Parts {
+            let (delivery, rekey) = Delivery::new(Parts {
                 store: Arc::clone(&store),
                 clock: Arc::clone(&clock),
                 destination: Arc::clone(destination),
@@ -87,6 +91,7 @@ impl App {
                 hash: IdentifierHash::new(store.log_hash_key()),
             });
             deliveries.push(delivery);
+            keys.push((destination.name.clone(), rekey));
         }
 
         let planner = Arc::new(Planner::new(
@@ -94,8 +99,9 @@ impl App {
             Arc::clone(&clock),
             planned,
         ));
+        let sources = Arc::new(Sources::new(settings.sources.iter().cloned()));
         let intake = web::Data::new(Intake {
-            sources: Arc::new(Sources::new(settings.sources.iter().cloned())),
+            sources: Arc::clone(&sources),
             max_body_bytes: settings.max_body_bytes,
             body_deadline: BODY_DEADLINE,
             clock: Arc::clone(&clock),
@@ -160,13 +166,29 @@ impl App {
             webhook_server,
             admin_server,
             shutdown_grace: settings.shutdown_grace,
+            in_force: InForce {
+                clock: Arc::clone(&clock),
+                health: Arc::clone(&health),
+                metrics,
+                sources,
+                access,
+                keys,
+                warnings: settings.warnings,
+            },
             clock,
             health,
             detached,
             store,
             deliveries,
             planner,
+            secrets: None,
         })
+    }
+
+    /// Has secret files looked at again while it runs.
+    pub fn keeping_up(mut self, secrets: Secrets) -> Self {
+        self.secrets = Some(secrets);
+        self
     }
 
     /// Where webhooks are taken in.
@@ -200,6 +222,9 @@ impl App {
         );
         for delivery in self.deliveries {
             running.spawn(delivery.run(Arc::clone(&self.health), loops.clone()));
+        }
+        if let Some(secrets) = self.secrets {
+            running.spawn(secrets.keep_up(self.in_force, loops.clone()));
         }
 
         let failed = tokio::select! {

@@ -54,6 +54,7 @@ pub mod rfc3339;
 pub mod roster;
 pub mod route;
 pub mod run;
+pub mod secrets;
 pub mod session;
 pub mod signature;
 pub mod sorted;

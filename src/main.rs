@@ -8,10 +8,13 @@ use anyhow::Context;
 use cohort_bridge::app::App;
 use cohort_bridge::clock::SystemClock;
 use cohort_bridge::config::{
-    AdminEndpoint, ConfigError, Environment, HealthQuestion, LogFormat, ReplaySettings, Settings,
+    AdminEndpoint, ConfigError, Environment, HealthQuestion, LogFormat, ReplaySettings,
+    SecretFiles, Settings,
 };
+use cohort_bridge::secrets::Secrets;
 use cohort_bridge::{check, cli, demo, health, logging, operator, replay};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// The work failed.
@@ -47,13 +50,15 @@ async fn run(command: cli::Command) -> anyhow::Result<bool> {
     let environment = Environment::of_process();
     match command {
         cli::Command::Serve(args) => {
-            let settings = Settings::from_args(&args, &environment)?;
+            let (settings, secret_files) = SecretFiles::read(args, environment)?;
+            // Before anything that takes long: it would end a process that does not watch for it.
+            let secrets = Secrets::new(secret_files, told_to_look()?);
             logging::init(settings.log_format, &settings.log_filter)?;
             for warning in &settings.warnings {
                 tracing::warn!("{warning}");
             }
             let app = App::build(settings, Arc::new(SystemClock)).await?;
-            app.run_until(told_to_stop()?).await?;
+            app.keeping_up(secrets).run_until(told_to_stop()?).await?;
             Ok(true)
         }
         cli::Command::Check(args) => {
@@ -90,6 +95,19 @@ async fn run(command: cli::Command) -> anyhow::Result<bool> {
             Ok(true)
         }
     }
+}
+
+/// Told by SIGHUP.
+fn told_to_look() -> anyhow::Result<Arc<Notify>> {
+    let told = Arc::new(Notify::new());
+    let tell = Arc::clone(&told);
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be watched")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tell.notify_one();
+        }
+    });
+    Ok(told)
 }
 
 /// Cancelled by SIGTERM or SIGINT.

@@ -31,6 +31,7 @@ mod readiness;
 mod resync;
 mod resync_model;
 mod retire;
+mod rolling;
 mod routes;
 mod runs;
 mod sessions;

@@ -124,6 +124,7 @@ async fn alerts_are_about_metrics_that_there_are() {
         "cohort_bridge_call_budget",
         "cohort_bridge_paused",
         "cohort_bridge_cohort_paused",
+        "cohort_bridge_secrets_refused",
     ] {
         assert!(alerted.contains(metric), "no alert on {metric}");
     }

@@ -7,19 +7,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_bridge::app::App;
+use cohort_bridge::cli::ServeArgs;
 use cohort_bridge::clock::{Clock, ManualClock, Millis};
 use cohort_bridge::cohort::SourceName;
-use cohort_bridge::config::{Database, Destination, LogFormat, Settings, Source};
+use cohort_bridge::config::{Database, Destination, LogFormat, SecretFiles, Settings, Source};
 use cohort_bridge::http::authenticate::Credentials;
 use cohort_bridge::mixpanel::IdentifierRules;
+use cohort_bridge::secrets::Secrets;
 use cohort_bridge::standin::{Endpoint, Environment, StandIn, StandInOptions};
 use cohort_bridge::store::StoreError;
 use cohort_bridge::trait_key::TraitKeyTemplate;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::process::{Variables, serve_variables};
 use super::{destination, eventually, fast_temp_dir};
 
 /// When every test begins.
@@ -138,6 +142,36 @@ async fn start(
         log_filter: "off".into(),
         warnings: Vec::new(),
     };
+    run(folder, stand_in, clock, settings, |app| app).await
+}
+
+/// Starts a service on free ports with a fresh ledger, with these settings by variable, whose files
+/// it looks at again; at once when told so.
+pub async fn spawn_app_of_files(
+    stand_in: &Arc<StandIn>,
+    variables: &Variables,
+) -> (Service, Arc<Notify>) {
+    let folder = fast_temp_dir();
+    let mut all = serve_variables(&folder.path().join("ledger.db"), &stand_in.url());
+    all.retain(|name, _| !variables.contains_key(&format!("{name}_FILE")));
+    all.extend(variables.clone());
+    let environment = all.into_iter().collect();
+    let (settings, files) = SecretFiles::read(ServeArgs::default(), environment).unwrap();
+    let wanted = Arc::new(Notify::new());
+    let secrets = Secrets::new(files, Arc::clone(&wanted));
+    let clock = ManualClock::at(START);
+    let keeping_up = |app: App| app.keeping_up(secrets);
+    let service = run(folder, Arc::clone(stand_in), clock, settings, keeping_up).await;
+    (service, wanted)
+}
+
+async fn run(
+    folder: tempfile::TempDir,
+    stand_in: Arc<StandIn>,
+    clock: ManualClock,
+    settings: Settings,
+    prepare: impl FnOnce(App) -> App,
+) -> Service {
     // Another test that starts a process holds a copy of the lock between fork and exec.
     let app = eventually("the ledger is free", async || {
         match App::build(settings.clone(), Arc::new(clock.clone())).await {
@@ -146,6 +180,7 @@ async fn start(
         }
     })
     .await;
+    let app = prepare(app);
     let stop = CancellationToken::new();
     Service {
         stand_in,
@@ -171,6 +206,19 @@ impl Service {
 
     pub fn ledger(&self) -> PathBuf {
         self.folder.path().join("ledger.db")
+    }
+
+    /// Sends a body with headers of its own.
+    pub async fn post_with(&self, headers: HeaderMap, body: String) -> Answer {
+        let request = self.http.post(self.webhook_url());
+        Answer::of(request.headers(headers).body(body).send().await.unwrap()).await
+    }
+
+    /// `GET` of the admin listener, by whom that token makes an operator.
+    pub async fn get_as(&self, token: &str, path: &str) -> Answer {
+        let url = format!("http://{}{path}", self.admin);
+        let request = self.http.get(url).bearer_auth(token);
+        Answer::of(request.send().await.unwrap()).await
     }
 
     /// Sends a body as Mixpanel does.
