@@ -8,7 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use reqwest::{Client, Method, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
@@ -176,7 +177,6 @@ impl Flagsmith {
         let mut builder = Client::builder()
             .redirect(redirect::Policy::none())
             .referer(false)
-            .user_agent(concat!("cohort-bridge/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(limits.connect_timeout)
             .timeout(limits.call_timeout)
             .pool_max_idle_per_host(destination.max_in_flight)
@@ -332,7 +332,9 @@ fn headers(key: &str) -> Result<HeaderMap, FlagsmithError> {
     let mut key = HeaderValue::from_str(key).map_err(|_| FlagsmithError::Key)?;
     key.set_sensitive(true);
     let json = HeaderValue::from_static("application/json");
+    let agent = HeaderValue::from_static(concat!("cohort-bridge/", env!("CARGO_PKG_VERSION")));
     Ok(HeaderMap::from_iter([
+        (USER_AGENT, agent),
         (ENVIRONMENT_KEY, key),
         (CONTENT_TYPE, json.clone()),
         (ACCEPT, json),
@@ -378,17 +380,20 @@ struct Identity<'a, T> {
     traits: T,
 }
 
-fn identity_body(identifier: &str, traits: &[(&str, Target)]) -> Result<Vec<u8>, Trouble> {
+fn identity_body(identifier: &str, traits: &[(&str, Target)]) -> Result<Bytes, Trouble> {
     json(&Identity {
         identifier,
         traits: SentAll(traits),
     })
 }
 
-fn json(value: &impl Serialize) -> Result<Vec<u8>, Trouble> {
-    serde_json::to_vec(value).map_err(|error| Trouble::Refused {
-        error: format!("it cannot be written as JSON: {error}"),
-    })
+fn json(value: &impl Serialize) -> Result<Bytes, Trouble> {
+    match serde_json::to_vec(value) {
+        Ok(body) => Ok(body.into()),
+        Err(error) => Err(Trouble::Refused {
+            error: format!("it cannot be written as JSON: {error}"),
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -422,7 +427,7 @@ mod tests {
             ("b", Target::False),
             ("c", Target::Absent),
         ];
-        let body = String::from_utf8(identity_body("ü\n", &traits).unwrap()).unwrap();
+        let body = String::from_utf8(identity_body("ü\n", &traits).unwrap().into()).unwrap();
         assert_eq!(
             body,
             r#"{"identifier":"ü\n","traits":[{"trait_key":"a\"","trait_value":true},{"trait_key":"b","trait_value":false},{"trait_key":"c","trait_value":null}]}"#

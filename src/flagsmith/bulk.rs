@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn the_body_is_what_flagsmith_documents() {
-        let body = String::from_utf8(json(&Rows(&groups()[..2])).unwrap()).unwrap();
+        let body = String::from_utf8(json(&Rows(&groups()[..2])).unwrap().into()).unwrap();
         assert_eq!(
             body,
             r#"[{"identity":{"identifier":"ann@example"},"trait_key":"a","trait_value":true},{"identity":{"identifier":"ann@example"},"trait_key":"b","trait_value":false},{"identity":{"identifier":"bob@example"},"trait_key":"a","trait_value":null}]"#

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Request, StatusCode};
 use tokio::time::Instant;
@@ -32,7 +33,7 @@ impl Flagsmith {
         &self,
         method: &Method,
         url: &Url,
-        body: Option<&[u8]>,
+        body: Option<&Bytes>,
     ) -> Result<Answer, Trouble> {
         self.answer(method, url, body).await?.ok(now())
     }
@@ -42,7 +43,7 @@ impl Flagsmith {
         &self,
         method: &Method,
         url: &Url,
-        body: Option<&[u8]>,
+        body: Option<&Bytes>,
     ) -> Result<Answer, Trouble> {
         self.answer_within(None, method, url, body).await
     }
@@ -53,7 +54,7 @@ impl Flagsmith {
         limit: Option<Duration>,
         method: &Method,
         url: &Url,
-        body: Option<&[u8]>,
+        body: Option<&Bytes>,
     ) -> Result<Answer, Trouble> {
         match self.attempt(limit, method, url, body).await {
             Err(Broken {
@@ -75,13 +76,13 @@ impl Flagsmith {
         limit: Option<Duration>,
         method: &Method,
         url: &Url,
-        body: Option<&[u8]>,
+        body: Option<&Bytes>,
     ) -> Result<Answer, Broken> {
         let mut request = Request::new(method.clone(), url.clone());
         *request.headers_mut() = self.headers.clone();
         *request.timeout_mut() = limit;
         // Bytes, never a stream: a chunked body is ignored under a 200.
-        *request.body_mut() = body.map(|body| body.to_vec().into());
+        *request.body_mut() = body.map(|body| body.clone().into());
         if let Some(meter) = &self.meter
             && !meter.pay().await
         {
