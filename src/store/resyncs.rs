@@ -36,9 +36,10 @@ pub struct ResyncRoom {
     pub identities: usize,
     /// Traits; so many are looked at, too.
     pub rows: usize,
-    /// Nothing where so many identities are pending that an order made pending.
+    /// Nothing where so many identities are pending that an order made pending; not asked for
+    /// [`usize::MAX`].
     pub identities_ahead: usize,
-    /// Nothing where so many of their traits are.
+    /// Nothing where so many of their traits are; not asked for [`usize::MAX`].
     pub rows_ahead: usize,
 }
 

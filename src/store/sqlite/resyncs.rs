@@ -28,18 +28,23 @@ const ALL_PENDING: i64 = 1;
 const WRITTEN: i64 = 2;
 const CANCELLED: i64 = 3;
 
+/// Of one order, traits ahead that whoever asks how far it is has counted at most; a few pieces.
+const MOST_COUNTED: i64 = 8_192;
+
 /// An order that was not cancelled.
 struct Order {
     id: i64,
     cohort: i64,
     walked_through: Option<String>,
+    is_begun: bool,
+    is_walked: bool,
+    /// As if all that was brought up were written: to count what is ahead takes long.
     view: ResyncView,
 }
 
 /// Columns that [`Order::read`] reads, and where they are.
 const ORDERS: &str = "SELECT r.id, r.cohort, r.walked_through, d.name, c.source, c.cohort_id, r.calls_per_second,
-            r.brought_up, r.total, r.state,
-            (SELECT count(*) FROM pending INDEXED BY pending_resync WHERE destination = r.destination AND resync = r.id)
+            r.brought_up, r.total, r.state
      FROM resync r JOIN destination d ON d.id = r.destination LEFT JOIN cohort c ON c.id = r.cohort";
 
 impl Order {
@@ -48,18 +53,19 @@ impl Order {
         let cohort_id: Option<String> = row.get(5)?;
         let (brought_up, total): (u64, u64) = (row.get(7)?, row.get(8)?);
         let is_walked = row.get::<_, i64>(9)? != WALKED_THROUGH;
-        let ahead: u64 = row.get(10)?;
         Ok(Order {
             id: row.get(0)?,
             cohort: row.get(1)?,
             walked_through: row.get(2)?,
+            is_begun: brought_up > 0,
+            is_walked,
             view: ResyncView {
                 destination: DestinationName::from(row.get::<_, String>(3)?.as_str()),
                 cohort: source
                     .map(|source| SourceName::from(source.as_str()))
                     .zip(cohort_id),
                 max_calls_per_second: row.get(6)?,
-                done: brought_up.saturating_sub(ahead),
+                done: brought_up,
                 of: if is_walked {
                     brought_up
                 } else {
@@ -78,19 +84,33 @@ pub(super) fn resyncs(connection: &Connection) -> Result<Vec<ResyncView>, StoreE
         .prepare_cached(&format!(
             "{ORDERS} WHERE r.state IN (0, 1) ORDER BY r.destination, r.state, r.cohort = 0, r.id"
         ))?
-        .query_map([], |row| {
-            Ok((Order::read(row)?.view, row.get::<_, i64>(9)?))
-        })?
+        .query_map([], Order::read)?
         .collect::<Result<Vec<_>, _>>()?;
-    for (view, state) in orders {
+    for order in orders {
         match views.last_mut() {
-            Some(first) if first.destination == view.destination => {
-                first.waiting += u64::from(state == WALKED_THROUGH);
+            Some(first) if first.destination == order.view.destination => {
+                first.waiting += u64::from(!order.is_walked);
             }
-            _ => views.push(view),
+            _ => {
+                let ahead = ahead_of(connection, order.id)?;
+                views.push(ResyncView {
+                    done: order.view.done.saturating_sub(ahead),
+                    ..order.view
+                });
+            }
         }
     }
     Ok(views)
+}
+
+/// How many traits that an order made pending are so still, as far as they are counted.
+fn ahead_of(connection: &Connection, order: i64) -> Result<u64, StoreError> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT count(*) FROM (SELECT 1 FROM resync r CROSS JOIN pending p INDEXED BY pending_resync
+                 ON p.destination = r.destination AND p.resync = r.id WHERE r.id = ?1 LIMIT ?2)",
+        )?
+        .query_row([order, MOST_COUNTED], |row| row.get(0))?)
 }
 
 impl Ledger {
@@ -255,17 +275,33 @@ impl Ledger {
         if room.rows == 0 {
             return Ok(ResyncStep::Full);
         }
-        let (rows_ahead, identities_ahead): (usize, usize) = self
-            .connection
-            .prepare_cached(
-                "SELECT count(*), count(DISTINCT identifier) FROM pending INDEXED BY pending_resync
-                 WHERE destination = ?1 AND resync IS NOT NULL",
-            )?
-            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        if rows_ahead >= room.rows_ahead || identities_ahead >= room.identities_ahead {
+        if self.is_enough_ahead(id, room)? {
             return Ok(ResyncStep::Full);
         }
         self.walk_some(destination, order, room, now)
+    }
+
+    /// Whether as much is ahead as may be. No more than that is counted: each piece asks.
+    fn is_enough_ahead(&self, destination: i64, room: &ResyncRoom) -> Result<bool, StoreError> {
+        for (what, most) in [
+            ("1", room.rows_ahead),
+            ("DISTINCT identifier", room.identities_ahead),
+        ] {
+            if most == usize::MAX {
+                continue;
+            }
+            let ahead: usize = self
+                .connection
+                .prepare_cached(&format!(
+                    "SELECT count(*) FROM (SELECT {what} FROM pending INDEXED BY pending_resync
+                     WHERE destination = ?1 AND resync IS NOT NULL LIMIT ?2)",
+                ))?
+                .query_row(params![destination, most], |row| row.get(0))?;
+            if ahead >= most {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Makes a piece of an order pending.
@@ -300,7 +336,7 @@ impl Ledger {
             )?
             .execute(params![order.id, walked_through, walked, state])?;
         Ok(ResyncStep::BroughtUp {
-            begun: order.walked_through.is_none().then_some(order.view),
+            begun: (!order.is_begun).then_some(order.view),
             identities,
             rows,
         })
