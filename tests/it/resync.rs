@@ -8,7 +8,7 @@ use cohort_bridge::clock::{Clock, Millis};
 use cohort_bridge::cohort::OnLeave;
 use cohort_bridge::flagsmith::CANARY;
 use cohort_bridge::standin::{Endpoint, Fault, StandIn};
-use cohort_bridge::store::{Outcome, ResyncScope, ResyncStep, Settlement, Store};
+use cohort_bridge::store::{Outcome, ResyncRoom, ResyncScope, ResyncStep, Settlement, Store};
 use serde_json::{Value, json};
 
 use crate::support::bench::{Bench, set, written};
@@ -287,6 +287,66 @@ async fn several_orders_wait_for_each_other_and_single_cohorts_go_first() {
         ]
     );
     assert_eq!(waited, [2, 1, 0]);
+}
+
+#[tokio::test]
+async fn what_is_pending_anyway_is_ahead_too_and_an_order_over_it_not_over() {
+    let mut bench = Bench::new();
+    bench.full("c", "one", &["ann", "bob", "cyd"]).await;
+    // In vain: ann waits for a minute.
+    let claims = bench.exchange(Vec::new()).await.claims;
+    let due_at = bench.now() + 60_000;
+    let failed = claims.into_iter().map(|claim| Settlement {
+        outcome: match &*claim.identifier {
+            "ann" => Outcome::Retry {
+                due_at,
+                counts: true,
+                may_land_late: false,
+                error: "503".into(),
+            },
+            _ => Outcome::Unsent,
+        },
+        claim,
+    });
+    let name = bench.destination.name.clone();
+    let failed = failed.collect();
+    let settled = bench.store().exchange(&name, failed, None, 0, bench.now());
+    settled.await.unwrap();
+    order(&**bench.store(), everything(), Some(1.0), bench.now()).await;
+    let room = ResyncRoom {
+        max_calls_per_second: Some(1.0),
+        identities: 1,
+        rows: 2,
+        identities_ahead: 1,
+        rows_ahead: 100,
+    };
+    let step = async |bench: &Bench| {
+        let step = bench.store().resync_some(&name, room, bench.now());
+        step.await.unwrap()
+    };
+    let first = step(&bench).await;
+    let nothing_new = (0, 0);
+    let ResyncStep::BroughtUp {
+        identities, rows, ..
+    } = first
+    else {
+        panic!("{first:?}");
+    };
+    assert_eq!((identities, rows), nothing_new);
+    assert_eq!(step(&bench).await, ResyncStep::Full);
+    let done = async |bench: &Bench| bench.store().resyncs().await.unwrap()[0].done;
+    assert_eq!(done(&bench).await, 0);
+    // All but ann, whose time has not come.
+    let called = bench.deliver().await;
+    assert_eq!(called.len(), 2, "{called:?}");
+    assert_eq!(done(&bench).await, 1);
+    assert_eq!(step(&bench).await, ResyncStep::Full);
+    bench.clock.advance(Duration::from_secs(60));
+    assert_eq!(bench.deliver().await.len(), 1);
+    while step(&bench).await != ResyncStep::Idle {
+        bench.deliver().await;
+    }
+    assert_eq!(bench.rows("resync").await, 0);
 }
 
 /// Each asks how much is ahead, and is not to count all of it.

@@ -133,7 +133,8 @@ impl Ledger {
     }
 
     /// Makes one trait pending, whatever the destination was told: as it is wanted where it is
-    /// pending already, else as `wanted`. Whether it was to be written already.
+    /// pending already, else as `wanted`. Where the last call failed, the next one waits as long as
+    /// it did. Whether it was to be written already.
     pub(super) fn assert_again(
         &mut self,
         destination: usize,
@@ -152,7 +153,7 @@ impl Ledger {
             Some(held) => {
                 let place = self.found_at(id, identifier, number)?;
                 self.connection
-                    .prepare_cached("UPDATE pending SET told = NULL, due_at = NULL WHERE destination = ?1 AND identifier = ?2 AND trait = ?3")?
+                    .prepare_cached("UPDATE pending SET told = NULL, due_at = CASE WHEN error IS NULL THEN NULL ELSE due_at END WHERE destination = ?1 AND identifier = ?2 AND trait = ?3")?
                     .execute(params![place, identifier, number.0])?;
                 let was_to_be = held.told.needs_write(Target::of(held.wanted, on_leave));
                 if !was_to_be {

@@ -6,8 +6,8 @@
 //! place of those that were given before it. So nobody is written twice for one order, whatever
 //! else is ordered.
 //!
-//! A trait that an order made pending has the order's number in `pending.resync` until it is written:
-//! these are what is ahead.
+//! A trait that an order made pending, or found so, has the order's number in `pending.resync` until it
+//! is written: these are what is ahead.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -379,21 +379,23 @@ impl Ledger {
         let identifier = &person.identifier;
         let mut new = 0;
         for &(number, wanted) in &person.traits {
-            if self.assert_again(destination, identifier, number, wanted, now, tally)? {
-                continue;
-            }
-            new += 1;
-            // At once: there is no company to wait for, all of the person comes together.
+            let waited_already =
+                self.assert_again(destination, identifier, number, wanted, now, tally)?;
+            new += usize::from(!waited_already);
+            // At once: there is no company to wait for, all of the person comes together. Only a
+            // call that failed is not made again before its time.
+            let due_at = (!waited_already).then_some(now);
+            let id = self.destinations[destination].id;
             self.connection
                 .prepare_cached(
-                    "UPDATE pending SET resync = ?4, due_at = ?5 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+                    "UPDATE pending SET resync = ?4, due_at = coalesce(due_at, ?5) WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 )?
                 .execute(params![
-                    self.destinations[destination].id,
+                    self.found_at(id, identifier, number)?,
                     identifier,
                     number.0,
                     order.id,
-                    now
+                    due_at
                 ])?;
         }
         Ok(new)
