@@ -191,7 +191,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Option<u64>, StoreError>;
 
     /// Cancels such orders: of a cohort its own, of a destination all. What was made pending already
-    /// is written. Returns how many traits were not reached; `None` where there is no such cohort.
+    /// is written. Returns how many traits are not reached then, nor by an order of everything that
+    /// there is; `None` where there is no such cohort.
     async fn cancel_resync(&self, scope: ResyncScope) -> Result<Option<u64>, StoreError>;
 
     /// A step of what was ordered for a destination, where there is room for one: a piece is made

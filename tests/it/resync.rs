@@ -186,6 +186,33 @@ async fn what_is_cancelled_is_not_reached() {
     }
 }
 
+#[tokio::test]
+async fn what_everything_reaches_all_the_same_is_not_cancelled() {
+    let mut bench = Bench::new();
+    bench.full("a", "first", &["p1", "p2", "p3", "p4"]).await;
+    bench.full("b", "first", &["p1", "p5"]).await;
+    bench.deliver().await;
+    let store = Arc::clone(bench.store());
+    let name = bench.destination.name.clone();
+    let order_a = async || order(&*store, cohort_at("a", None), None, bench.now()).await;
+    let cancel_a = async || store.cancel_resync(cohort_at("a", None)).await.unwrap();
+    let step = async || {
+        let step = store.resync_some(&name, room(2), bench.now());
+        step.await.unwrap()
+    };
+    order(&*store, everything(), None, bench.now()).await;
+    order_a().await;
+    assert_eq!(cancel_a().await, Some(0), "everything is still to come");
+    // Both of p1, then p2 and p3, both of a.
+    for _ in 0..2 {
+        assert!(matches!(step().await, ResyncStep::BroughtUp { .. }));
+    }
+    order_a().await;
+    assert_eq!(cancel_a().await, Some(3), "p1, p2 and p3 were before it");
+    bring_up_all(&*store, &name, bench.now()).await;
+    assert_eq!(bench.deliver().await.len(), 5);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_ordered_again_begins_anew_and_doubles_nobody_who_was_not_reached() {
     let everybody = people("p", MANY);

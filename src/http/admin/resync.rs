@@ -43,7 +43,8 @@ pub async fn resync_cohort(
     admin.have_written_again(scope, &body).await
 }
 
-/// Cancels that, as far as the traits were not made pending yet.
+/// Cancels that, as far as the traits were not made pending yet. An order of everything at the
+/// destination is another: it still writes those that it did not come to.
 #[utoipa::path(
     delete,
     path = "/api/v1/cohorts/{source}/{cohort_id}/resync",

@@ -152,15 +152,17 @@ impl Ledger {
         };
         let mut traits = 0;
         for (destination, cohort) in pairs {
-            traits += self.not_reached(destination, cohort)?;
             if cohort == EVERYTHING {
+                traits += self.not_reached(destination, cohort)?;
                 self.drop_resyncs(destination)?;
             } else if self.is_everything_walked(destination)? {
+                traits += self.passed_by(destination, cohort)?;
                 // Whom it reached are left out by that one still.
                 self.connection
                     .prepare_cached("UPDATE resync SET state = ?3 WHERE destination = ?1 AND cohort = ?2 AND state = 0")?
                     .execute(params![destination, cohort, CANCELLED])?;
             } else {
+                traits += self.not_reached(destination, cohort)?;
                 self.connection
                     .prepare_cached(
                         "DELETE FROM resync WHERE destination = ?1 AND cohort = ?2 AND state = 0",
@@ -220,6 +222,20 @@ impl Ledger {
                 "SELECT coalesce(sum(max(total - brought_up, 0)), 0) FROM resync
                  WHERE destination = ?1 AND state = 0 AND (cohort = ?2 OR ?2 = 0
                      AND NOT EXISTS (SELECT 1 FROM resync WHERE destination = ?1 AND cohort = 0 AND state = 0))",
+            )?
+            .query_row([destination, cohort], |row| row.get(0))?)
+    }
+
+    /// Traits that an order of a cohort did not reach yet, and that the order of everything which is
+    /// being walked will not reach either: it is beyond them.
+    fn passed_by(&self, destination: i64, cohort: i64) -> Result<u64, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT count(DISTINCT m.identifier) FROM resync o CROSS JOIN resync e ON e.destination = o.destination
+                 CROSS JOIN member m ON m.cohort = o.cohort AND m.identifier > coalesce(o.walked_through, '')
+                     AND m.identifier <= max(coalesce(e.walked_through, ''), coalesce(o.reached_through, ''))
+                 WHERE o.destination = ?1 AND o.cohort = ?2 AND o.state = 0 AND e.cohort = 0 AND e.state = 0",
             )?
             .query_row([destination, cohort], |row| row.get(0))?)
     }

@@ -48,7 +48,8 @@ pub struct Pending {
 /// The answer to the calls that cancel that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cancelled {
-    /// Traits that will not be written again.
+    /// Traits that will not be written again. Whatever an order of everything still reaches is not
+    /// among them.
     pub cancelled: u64,
 }
 
