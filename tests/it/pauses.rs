@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_bridge::cohort::{SourceName, Target};
+use cohort_bridge::cohort::{DestinationName, SourceName, Target};
 use cohort_bridge::route::Routes;
 use cohort_bridge::standin::Endpoint;
 use cohort_bridge::store::{
-    Claim, CohortStanding, DeadLetterFilter, DeliveryState, Outcome, ResyncScope, Settlement, Store,
+    Claim, CohortStanding, DeadLetterFilter, DeliveryState, Outcome, ResyncRoom, ResyncScope,
+    ResyncStep, Settlement, Store,
 };
 use cohort_bridge::trait_key::ExplicitKey;
 
@@ -17,7 +18,7 @@ use crate::support::bench::{Bench, changes, set, written};
 use crate::support::bridge::Bridge;
 use crate::support::eventually;
 use crate::support::pages::{page_without_info, people};
-use crate::support::resyncs::{bring_up_all, cohort_at, order};
+use crate::support::resyncs::{cohort_at, order};
 use crate::support::routed::{Routed, route};
 use crate::support::service::stand_in;
 
@@ -316,22 +317,164 @@ async fn whoever_is_erased_is_erased_from_flagsmith_all_the_same() {
     assert_eq!(bench.holding(&key("a"), true), set(&["bob"]));
 }
 
+/// Room for one call at the rate of the orders below.
+const SLOWLY: ResyncRoom = ResyncRoom {
+    max_calls_per_second: Some(1.0),
+    identities: 1,
+    rows: 100,
+    identities_ahead: 1,
+    rows_ahead: 100,
+};
+
+async fn step(bench: &Bench, room: ResyncRoom) -> ResyncStep {
+    let name = &bench.destination.name;
+    let step = bench.store().resync_some(name, room, bench.now());
+    step.await.unwrap()
+}
+
+/// Whose traits calls carry, of all steps that there are at the rate of the orders below.
+async fn written_slowly(bench: &mut Bench) -> Vec<(String, String)> {
+    let mut called = Vec::new();
+    loop {
+        match step(bench, SLOWLY).await {
+            ResyncStep::BroughtUp { identities, .. } => assert!(identities <= 1),
+            ResyncStep::Ended(_) => {}
+            ResyncStep::Full | ResyncStep::Idle => return called,
+            ResyncStep::Paced(rate) => panic!("{rate:?}"),
+        }
+        let calls = bench.deliver().await;
+        assert!(calls.len() <= 1, "{calls:?}");
+        let traits = carried(&calls).into_iter();
+        called.extend(traits.map(|(person, key, _)| (person, key)));
+    }
+}
+
 #[tokio::test]
 async fn orders_wait_for_the_resumption() {
+    let name: DestinationName = "default".into();
+    for scope in [cohort_at("a", None), ResyncScope::Destination(name.clone())] {
+        let is_all = scope != cohort_at("a", None);
+        let mut bench = paused(&["ann", "bob"], &["bob", "cyd"]).await;
+        let ordered = order(&**bench.store(), scope, Some(1.0), bench.now()).await;
+        assert_eq!(ordered, Some(if is_all { 4 } else { 2 }));
+        // Another's goes on meanwhile.
+        let of_b = cohort_at("b", None);
+        order(&**bench.store(), of_b, Some(1.0), bench.now()).await;
+        let of_b = ["bob", "cyd"].map(|person| (person.to_owned(), key("b")));
+        assert_eq!(written_slowly(&mut bench).await, of_b);
+        assert_eq!(bench.cohort("a").await.destinations[0].pending, 0);
+        let waits = bench.store().resyncs().await.unwrap();
+        let of_a = Some((SourceName::from("default"), "a".to_owned()));
+        assert_eq!(waits.len(), 1, "{waits:?}");
+        assert_eq!(waits[0].cohort, of_a);
+        assert_eq!((waits[0].done, waits[0].of), (0, 2));
+        assert_eq!(waits[0].max_calls_per_second, Some(1.0));
+        bench.reopen().await;
+        pause(&bench, "a", false).await;
+        bench.fold().await;
+        assert_eq!(bench.deliver().await, []);
+        let other = ResyncRoom {
+            max_calls_per_second: None,
+            ..SLOWLY
+        };
+        assert_eq!(step(&bench, other).await, ResyncStep::Paced(Some(1.0)));
+        let of_a = ["ann", "bob"].map(|person| (person.to_owned(), key("a")));
+        assert_eq!(written_slowly(&mut bench).await, of_a);
+        assert_eq!(bench.rows("resync").await, 0);
+    }
+}
+
+/// A cohort that is paused and resumed while everything is walked: nobody is missed, and nobody
+/// called for twice.
+#[tokio::test]
+async fn everything_leaves_behind_what_is_paused_meanwhile() {
+    let people = ["p1", "p2", "p3", "p4", "p5", "p6"];
+    for resumed_after in 2..=people.len() {
+        for cancels in [false, true] {
+            let is_left_behind = resumed_after > 2;
+            let mut bench = Bench::new();
+            bench.full("a", "a1", &people).await;
+            bench.full("b", "b1", &people).await;
+            bench.deliver().await;
+            let everything = ResyncScope::Destination("default".into());
+            let now = bench.now();
+            order(&**bench.store(), everything, Some(1.0), now).await;
+            let mut called = Vec::new();
+            for steps in 0..people.len() {
+                match steps {
+                    2 => assert!(pause(&bench, "a", true).await.is_some()),
+                    3 if cancels => {
+                        let cancelled = bench.store().cancel_resync(cohort_at("a", None));
+                        // Everything came by p3, without a.
+                        assert_eq!(cancelled.await.unwrap(), Some(u64::from(is_left_behind)));
+                    }
+                    _ => {}
+                }
+                if steps == resumed_after {
+                    pause(&bench, "a", false).await;
+                }
+                bench.fold().await;
+                step(&bench, SLOWLY).await;
+                called.extend(carried(&bench.deliver().await));
+            }
+            pause(&bench, "a", false).await;
+            bench.fold().await;
+            let mut called: Vec<_> = called
+                .into_iter()
+                .map(|(person, key, _)| (person, key))
+                .collect();
+            called.extend(written_slowly(&mut bench).await);
+            assert_eq!(bench.rows("resync").await, 0);
+            called.sort();
+            let wanted: Vec<_> = people
+                .iter()
+                .flat_map(|person| ["a", "b"].map(|cohort| ((*person).to_owned(), key(cohort))))
+                .filter(|(person, of)| {
+                    let is_cancelled = cancels && is_left_behind && person == "p3";
+                    !(is_cancelled && *of == key("a"))
+                })
+                .collect();
+            assert_eq!(called, wanted, "{resumed_after} {cancels}");
+        }
+    }
+}
+
+/// What a canary doubts is pending at once, and waits as it is.
+#[tokio::test]
+async fn what_is_doubted_waits_for_the_resumption() {
     let mut bench = paused(&["ann", "bob"], &[]).await;
     let name = bench.destination.name.clone();
-    let (store, now) = (bench.store().clone(), bench.now());
-    for scope in [cohort_at("a", None), ResyncScope::Destination(name.clone())] {
-        assert_eq!(order(&*store, scope, None, now).await, Some(2));
-        bring_up_all(&*store, &name, now).await;
-        let orders = store.resyncs().await.unwrap();
-        assert!(orders.is_empty(), "it is not held up by the pause");
-    }
     bench.store().doubt(&name, bench.now()).await.unwrap();
     assert_eq!(bench.deliver().await, []);
     pause(&bench, "a", false).await;
     bench.fold().await;
-    assert_eq!(bench.deliver().await.len(), 2, "once, for all of them");
+    assert_eq!(bench.deliver().await.len(), 2);
+}
+
+/// What an order made pending and nobody called for before the pause is still the order's.
+#[tokio::test]
+async fn an_order_is_not_over_while_some_of_it_is_put_aside() {
+    let mut bench = paused(&["ann", "bob"], &[]).await;
+    pause(&bench, "a", false).await;
+    bench.fold().await;
+    let now = bench.now();
+    order(&**bench.store(), cohort_at("a", None), Some(1.0), now).await;
+    let both = ResyncRoom {
+        identities: 2,
+        ..SLOWLY
+    };
+    let brought_up = step(&bench, both).await;
+    assert!(matches!(brought_up, ResyncStep::BroughtUp { .. }));
+    pause(&bench, "a", true).await;
+    bench.fold().await;
+    assert_eq!(bench.deliver().await, []);
+    assert_eq!(step(&bench, SLOWLY).await, ResyncStep::Full);
+    let view = bench.store().resyncs().await.unwrap().remove(0);
+    assert_eq!((view.done, view.of), (0, 2));
+    pause(&bench, "a", false).await;
+    bench.fold().await;
+    assert_eq!(bench.deliver().await.len(), 2);
+    assert!(matches!(step(&bench, SLOWLY).await, ResyncStep::Ended(_)));
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use crate::cohort::{DestinationName, SourceName};
 use crate::store::{ResyncOrder, ResyncScope};
 
 /// Has every trait of a cohort written again, wherever it goes. The order is on disk before the
-/// answer; the traits become pending little by little, behind whatever is new.
+/// answer; the traits become pending little by little, behind whatever is new, and none of them while
+/// the cohort is paused.
 #[utoipa::path(
     post,
     path = "/api/v1/cohorts/{source}/{cohort_id}/resync",

@@ -6,6 +6,10 @@
 //! place of those that were given before it. So nobody is written twice for one order, whatever
 //! else is ordered.
 //!
+//! An order of a cohort that is paused is not walked until it is resumed, and others go on. Such a
+//! cohort an order of everything leaves behind, as an order of its own at the same rate: what it made
+//! pending would be put aside, and all of it be called for at once after the resumption.
+//!
 //! A trait that an order made pending, or found so, has the order's number in `pending.resync` until it
 //! is written: these are what is ahead.
 
@@ -82,7 +86,8 @@ pub(super) fn resyncs(connection: &Connection) -> Result<Vec<ResyncView>, StoreE
     let mut views: Vec<ResyncView> = Vec::new();
     let orders = connection
         .prepare_cached(&format!(
-            "{ORDERS} WHERE r.state IN (0, 1) ORDER BY r.destination, r.state, r.cohort = 0, r.id"
+            "{ORDERS} WHERE r.state IN (0, 1)
+             ORDER BY r.destination, r.state = 0 AND c.paused_at IS NOT NULL, r.state, r.cohort = 0, r.id"
         ))?
         .query_map([], Order::read)?
         .collect::<Result<Vec<_>, _>>()?;
@@ -108,7 +113,7 @@ fn ahead_of(connection: &Connection, order: i64) -> Result<u64, StoreError> {
     Ok(connection
         .prepare_cached(
             "SELECT count(*) FROM (SELECT 1 FROM resync r CROSS JOIN pending p INDEXED BY pending_resync
-                 ON p.destination = r.destination AND p.resync = r.id WHERE r.id = ?1 LIMIT ?2)",
+                 ON p.destination IN (r.destination, -r.destination) AND p.resync = r.id WHERE r.id = ?1 LIMIT ?2)",
         )?
         .query_row([order, MOST_COUNTED], |row| row.get(0))?)
 }
@@ -139,6 +144,7 @@ impl Ledger {
                          reached_through = max(coalesce(reached_through, ''), coalesce(walked_through, ''))",
                 )?
                 .execute(params![destination, cohort, now, rate, total])?;
+            self.leave_paused_behind(destination)?;
             traits += total;
         }
         Ok(Some(traits))
@@ -240,6 +246,28 @@ impl Ledger {
             .query_row([destination, cohort], |row| row.get(0))?)
     }
 
+    /// Makes orders of their own of the paused cohorts that the order of everything, where there is
+    /// one, would still walk through.
+    fn leave_paused_behind(&self, destination: i64) -> Result<(), StoreError> {
+        // One that was cancelled was left to the order of everything: from where that stands.
+        self.connection
+            .prepare_cached(
+                "INSERT INTO resync (destination, cohort, ordered_at, calls_per_second, walked_through, total)
+                     SELECT e.destination, c.id, e.ordered_at, e.calls_per_second, e.walked_through,
+                            CASE WHEN e.walked_through IS NULL THEN c.members + c.leavers + c.held + c.kept
+                            ELSE (SELECT count(DISTINCT identifier) FROM member WHERE cohort = c.id AND identifier > e.walked_through) END
+                     FROM resync e JOIN route r ON r.destination = e.destination AND r.state IN (1, 2) JOIN cohort c ON c.id = r.cohort
+                     WHERE e.destination = ?1 AND e.cohort = 0 AND e.state = 0 AND c.paused_at IS NOT NULL
+                     AND NOT EXISTS (SELECT 1 FROM resync WHERE destination = e.destination AND cohort = c.id AND state <> ?2)
+                 ON CONFLICT DO UPDATE SET ordered_at = excluded.ordered_at, calls_per_second = excluded.calls_per_second,
+                     total = excluded.total, state = 0, brought_up = 0,
+                     walked_through = nullif(max(coalesce(walked_through, ''), coalesce(reached_through, ''),
+                                                 coalesce(excluded.walked_through, '')), '')",
+            )?
+            .execute([destination, CANCELLED])?;
+        Ok(())
+    }
+
     /// Whether everything is being walked through.
     fn is_everything_walked(&self, destination: i64) -> Result<bool, StoreError> {
         Ok(self
@@ -271,7 +299,7 @@ impl Ledger {
         let next = self
             .connection
             .prepare_cached(&format!(
-                "{ORDERS} WHERE r.destination = ?1 AND r.state = 0 ORDER BY r.cohort = 0, r.id LIMIT 1"
+                "{ORDERS} WHERE r.destination = ?1 AND r.state = 0 AND c.paused_at IS NULL ORDER BY r.cohort = 0, r.id LIMIT 1"
             ))?
             .query_row([id], Order::read)
             .optional()?;
@@ -328,6 +356,7 @@ impl Ledger {
         room: &ResyncRoom,
         now: Millis,
     ) -> Result<ResyncStep, StoreError> {
+        self.leave_paused_behind(self.destinations[destination].id)?;
         let cohorts = self.cohorts_of(destination, &order)?;
         let (people, mut is_last) = next_people(&self.connection, cohorts, room.rows)?;
         let mut tally = Tally::new(self.destinations[destination].id);
@@ -365,6 +394,7 @@ impl Ledger {
             .connection
             .prepare_cached(
                 "SELECT r.cohort, max(coalesce(o.walked_through, ''), coalesce(o.reached_through, '')) FROM route r
+                 JOIN cohort c ON c.id = r.cohort AND c.paused_at IS NULL
                  LEFT JOIN resync o ON o.destination = r.destination AND o.cohort = r.cohort AND o.id <> ?3
                  WHERE r.destination = ?1 AND r.state IN (1, 2) AND (?2 = 0 OR r.cohort = ?2)",
             )?
@@ -429,7 +459,8 @@ impl Ledger {
             .connection
             .prepare_cached(&format!(
                 "{ORDERS} WHERE r.destination = ?1 AND r.state = 1
-                 AND NOT EXISTS (SELECT 1 FROM pending INDEXED BY pending_resync WHERE destination = r.destination AND resync = r.id) LIMIT 1"
+                 AND NOT EXISTS (SELECT 1 FROM pending INDEXED BY pending_resync
+                                 WHERE destination IN (r.destination, -r.destination) AND resync = r.id) LIMIT 1"
             ))?
             .query_row([destination], Order::read)
             .optional()?;
