@@ -244,8 +244,9 @@ impl Dispatch {
     /// says that the ledger changed. A dry run calls nobody.
     pub async fn run(self: Arc<Self>, changes: watch::Receiver<()>, stop: CancellationToken) {
         if self.destination.dry_run {
-            // What was ordered is pending too, and nobody is called for it.
-            self.write_again_on_and_on(stop).await;
+            // What is ordered to be written again stays ordered: pending, all of it would be called for
+            // at once when the dry run is over, whatever its rate.
+            stop.cancelled().await;
             return;
         }
         let Some(watch) = self.recall_canaries(&stop).await else {

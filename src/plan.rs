@@ -25,7 +25,8 @@ impl Load {
     }
 }
 
-/// What the ledger says is still to be written.
+/// What the ledger says is still to be written. What is ordered to be written again and not pending yet
+/// is in a destination's load as one identity a trait, which is the most that it can be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unwritten {
     /// Pages that wait to be folded.
@@ -42,7 +43,7 @@ pub struct Unwritten {
 pub struct UnwrittenThere {
     /// Which.
     pub name: DestinationName,
-    /// All of it, without paused cohorts.
+    /// All of it, without paused cohorts, and what is to be written again.
     pub load: Load,
     /// Calls of the month so far.
     pub calls_made: u64,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::select_all;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Millis};
@@ -109,16 +110,16 @@ impl Planner {
         })
     }
 
-    /// Tells what a dry run would call, whenever the fold came to rest, and not more than once a
-    /// minute.
+    /// Tells what a dry run would call, whenever the fold came to rest or something was ordered to be
+    /// written again, and not more than once a minute.
     pub async fn tell_at_rest(self: Arc<Self>, health: Arc<Health>, stop: CancellationToken) {
-        let is_any = self
-            .destinations
-            .iter()
-            .any(|(_, health)| health.status().dry_run);
-        while is_any && !stop.is_cancelled() {
+        let all = self.destinations.iter().map(|(_, health)| health);
+        let dry: Vec<_> = all.filter(|health| health.status().dry_run).collect();
+        while !dry.is_empty() && !stop.is_cancelled() {
+            let ordered = dry.iter().map(|there| Box::pin(there.resync_is_ordered()));
             tokio::select! {
                 () = health.fold_came_to_rest() => {}
+                _ = select_all(ordered) => {}
                 () = stop.cancelled() => return,
             }
             match self.plan().await {
@@ -220,6 +221,11 @@ mod tests {
             clock.advance(Duration::from_secs(60));
             all_rest().await;
             plans(2);
+            if is_dry {
+                there.resync_ordered();
+                all_rest().await;
+            }
+            plans(3);
             assert_eq!(there.status().planned_calls, is_dry.then_some(4));
             stop.cancel();
             telling.await.unwrap();

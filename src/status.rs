@@ -358,7 +358,8 @@ impl DestinationHealth {
         self.recalled.notified().await;
     }
 
-    /// Returns when that was said since the last call; for the dispatcher alone.
+    /// Returns when that was said since the last call; for one alone, the dispatcher or, in a dry run,
+    /// whoever tells the plan.
     pub async fn resync_is_ordered(&self) {
         self.resync_ordered.notified().await;
     }
@@ -420,7 +421,8 @@ pub struct DestinationStatus {
     pub paused: bool,
     /// Whether nothing is called, to show what would be.
     pub dry_run: bool,
-    /// Calls that a dry run found it would take, when the fold last came to rest.
+    /// Calls that a dry run found it would take, when the fold last came to rest or something was
+    /// ordered to be written again.
     pub planned_calls: Option<u64>,
 }
 

@@ -43,7 +43,13 @@ impl Pacer {
 
     /// What may be made pending now, `rows_a_call` in bulk; and where that is nothing, until when.
     fn room(&mut self, rows_a_call: Option<usize>, now: Millis) -> (ResyncRoom, Option<Millis>) {
-        let unpaced = ResyncRoom::unpaced(ROWS_AHEAD);
+        let unpaced = ResyncRoom {
+            max_calls_per_second: None,
+            identities: usize::MAX,
+            rows: ROWS_AT_ONCE,
+            identities_ahead: usize::MAX,
+            rows_ahead: ROWS_AHEAD,
+        };
         let Some((per_second, rate)) = &mut self.0 else {
             return (unpaced, None);
         };
@@ -81,18 +87,6 @@ impl Pacer {
             for _ in 0..calls {
                 rate.take(now);
             }
-        }
-    }
-}
-
-impl ResyncRoom {
-    fn unpaced(rows_ahead: usize) -> Self {
-        ResyncRoom {
-            max_calls_per_second: None,
-            identities: usize::MAX,
-            rows: ROWS_AT_ONCE,
-            identities_ahead: usize::MAX,
-            rows_ahead,
         }
     }
 }
@@ -138,15 +132,7 @@ impl Dispatch {
                 Kind::CoreBulk => Some(desk.width.rows()),
             }
         };
-        let (mut room, mut until) = pacer.room(rows_a_call, now);
-        if self.destination.dry_run {
-            // Nothing is called for, and the plan is to say what all of it would take.
-            until = None;
-            room = ResyncRoom {
-                max_calls_per_second: room.max_calls_per_second,
-                ..ResyncRoom::unpaced(usize::MAX)
-            };
-        }
+        let (room, until) = pacer.room(rows_a_call, now);
         let step = self.store.resync_some(&self.destination.name, room, now);
         Ok(match step.await? {
             ResyncStep::Idle => Wait::Order,

@@ -182,8 +182,9 @@ pub trait Store: Send + Sync + 'static {
     async fn doubt(&self, destination: &DestinationName, now: Millis) -> Result<u64, StoreError>;
 
     /// Orders that a cohort, or everything, is written again; [`Store::resync_some`] does it, in this
-    /// process or a later one. Where the same is ordered already, it begins anew. Returns how many
-    /// traits that are, by the cohorts' counters; `None` where there is no such cohort.
+    /// process or a later one, and of a paused cohort not until it is resumed. Where the same is
+    /// ordered already, it begins anew. Returns how many traits that are, by the cohorts' counters;
+    /// `None` where there is no such cohort.
     async fn order_resync(
         &self,
         order: ResyncOrder,
@@ -291,8 +292,8 @@ pub trait Store: Send + Sync + 'static {
     /// The destinations that are paused.
     async fn paused_destinations(&self) -> Result<Vec<DestinationName>, StoreError>;
 
-    /// What is still to be written to the destinations of the settings, and how many calls were made
-    /// to each in a month. Looks at everything pending.
+    /// What is still to be written to the destinations of the settings, and to be written again, and
+    /// how many calls were made to each in a month. Looks at everything pending.
     async fn unwritten(&self, month: Month) -> Result<Unwritten, StoreError>;
 
     /// Moves a piece, of about `limit` pending traits, out of the way of claims, or back: what pausing

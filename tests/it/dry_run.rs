@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
+use cohort_bridge::clock::Clock;
 use cohort_bridge::config::Kind;
+use cohort_bridge::month::Month;
+use cohort_bridge::plan::Load;
 use cohort_bridge::standin::{Endpoint, StandIn};
+use cohort_bridge::store::{ResyncScope, Store};
 use serde_json::{Value, json};
 
+use crate::support::bench::Bench;
 use crate::support::eventually;
 use crate::support::pages::{key, page, people};
-use crate::support::service::{Service, Setup, spawn_app, stand_in};
+use crate::support::resyncs::{bring_up_all, cohort_at, order};
+use crate::support::service::{Answer, Service, Setup, client, spawn_app, stand_in};
 
 /// Every HTTP call that reached Flagsmith.
 fn calls(stand_in: &StandIn) -> u64 {
@@ -149,6 +155,129 @@ async fn a_plan_leaves_out_what_is_paused() {
     assert_eq!(figures().await, ([20, 20, 20], true));
     service.order("/api/v1/cohorts/default/a/resume").await;
     assert_eq!(figures().await, ([30, 40, 20], false));
+}
+
+#[tokio::test]
+async fn a_plan_has_at_most_what_is_being_written_again_and_is_not_complete() {
+    let mut bench = Bench::new();
+    bench.full("a", "one", &["ann", "bob", "cyd"]).await;
+    bench.full("b", "one", &["ann", "dan"]).await;
+    bench.deliver().await;
+    let name = bench.destination.name.clone();
+    let plan = async |bench: &Bench| {
+        let plan = bench.store().unwritten(Month::of(bench.now())).await;
+        let plan = plan.unwrap();
+        let Load { identities, traits } = plan.destinations[0].load;
+        (identities, traits, plan.is_under_way)
+    };
+    let pause = async |bench: &Bench, pauses| {
+        let source = "default".into();
+        let paused = bench
+            .store()
+            .pause_cohort(&source, "a", pauses, bench.now());
+        assert!(paused.await.unwrap().is_some());
+        bench.fold().await;
+    };
+    assert_eq!(plan(&bench).await, (0, 0, false));
+    let everything = ResyncScope::Destination(name.clone());
+    order(&**bench.store(), everything.clone(), None, bench.now()).await;
+    assert_eq!(plan(&bench).await, (5, 5, true));
+    // Of single cohorts too, that is all there is.
+    order(&**bench.store(), cohort_at("a", None), None, bench.now()).await;
+    assert_eq!(plan(&bench).await, (5, 5, true));
+    pause(&bench, true).await;
+    assert_eq!(plan(&bench).await, (2, 2, true), "a is paused");
+    bring_up_all(&**bench.store(), &name, bench.now()).await;
+    assert_eq!(plan(&bench).await, (2, 2, false), "pending by now");
+    bench.deliver().await;
+    pause(&bench, false).await;
+    assert_eq!(plan(&bench).await, (3, 3, true));
+    bench.store().cancel_resync(everything).await.unwrap();
+    assert_eq!(plan(&bench).await, (0, 0, false));
+}
+
+/// Everybody of `a` is told, and everything is ordered at a call a second.
+async fn order_slowly(service: &Service) {
+    let url = format!(
+        "http://{}/api/v1/destinations/default/resync",
+        service.admin
+    );
+    let rate = json!({"max_calls_per_second": 1}).to_string();
+    let answer = client().post(url).body(rate).send().await.unwrap();
+    assert_eq!(Answer::of(answer).await.json(), json!({"pending": 30}));
+}
+
+/// They are called for at that rate, from now on.
+async fn is_written_slowly(service: &Service) {
+    let (since, writes) = (
+        service.clock.now(),
+        service.stand_in.calls_by_trait()[&key("a")],
+    );
+    service
+        .time_passes("all is written again", async || {
+            let status = service.get("/api/v1/status").await.json();
+            let resync = &status["destinations"][0]["resync"];
+            let again = service.stand_in.calls_by_trait()[&key("a")] - writes;
+            again >= 30 && resync.is_null() && service.is_settled().await
+        })
+        .await;
+    let took = service.clock.now() - since;
+    // A second's calls may go out at once.
+    assert!(took >= 25_000, "{took} ms for thirty");
+    assert_eq!(service.stand_in.calls_by_trait()[&key("a")] - writes, 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orders_rate_outlives_a_dry_run() {
+    let service = spawn_app(stand_in(), |_| {}).await;
+    service.canary_is_done().await;
+    send(&service, "a", "s", &people("p", 30)).await;
+    service.settled_in_time().await;
+    let service = service
+        .restarted(|setup| setup.destination.dry_run = true)
+        .await;
+    service.folded().await;
+    eventually("the status page tells a plan", async || {
+        let page = service.get("/").await.text;
+        page.contains("dry run: 0 calls would be made")
+            .then_some(())
+    })
+    .await;
+    order_slowly(&service).await;
+    let planned = plan(&service).await;
+    assert_eq!(planned["destinations"][0]["calls"], 30, "{planned}");
+    assert_eq!(planned["complete"], false);
+    service
+        .time_passes("the status page tells it", async || {
+            let page = service.get("/").await.text;
+            page.contains("dry run: 30 calls would be made")
+        })
+        .await;
+    assert_eq!(service.pending().await, 0);
+    let service = service.restarted(|_| {}).await;
+    is_written_slowly(&service).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orders_rate_outlives_a_pause_of_its_cohort() {
+    let service = spawn_app(stand_in(), |_| {}).await;
+    service.canary_is_done().await;
+    send(&service, "a", "s", &people("p", 30)).await;
+    service.settled_in_time().await;
+    service.order("/api/v1/cohorts/default/a/pause").await;
+    service.folded().await;
+    order_slowly(&service).await;
+    for _ in 0..60 {
+        service.clock.advance(Duration::from_secs(1));
+        service.folded().await;
+    }
+    assert_eq!(service.pending().await, 0);
+    let status = service.get("/api/v1/status").await.json();
+    let resync = &status["destinations"][0]["resync"];
+    assert_eq!(resync["cohort"]["cohort_id"], "a");
+    assert_eq!(resync["done"], 0);
+    service.order("/api/v1/cohorts/default/a/resume").await;
+    is_written_slowly(&service).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,14 +44,16 @@ pub(super) fn unwritten(
         let Some(on_leave) = on_leave.get(&name) else {
             continue;
         };
-        is_under_way |= transaction
-            .prepare_cached("SELECT 1 FROM meta WHERE key = 'rewrite:' || ?1")?
-            .exists([&name])?;
+        let ordered = ordered(&transaction, id)?;
+        is_under_way |= ordered.is_some();
         let calls_made = transaction
             .prepare_cached("SELECT calls FROM calls WHERE destination = ?1 AND month = ?2")?
             .query_row(params![id, month.to_string()], |row| row.get(0))
             .optional()?;
-        let (load, cohorts) = count(&transaction, id, *on_leave)?;
+        let (mut load, cohorts) = count(&transaction, id, *on_leave)?;
+        // Whose they are, and which are pending anyway, the walk will tell.
+        load.identities += ordered.unwrap_or(0);
+        load.traits += ordered.unwrap_or(0);
         destinations.push(UnwrittenThere {
             name: DestinationName::from(name.as_str()),
             load,
@@ -63,6 +65,32 @@ pub(super) fn unwritten(
         waiting_pages,
         is_under_way,
         destinations,
+    })
+}
+
+/// How many traits at most the orders to write again are still to make pending; `None` where there
+/// are none, but of paused cohorts.
+fn ordered(connection: &Connection, destination: i64) -> Result<Option<u64>, StoreError> {
+    let orders = connection
+        .prepare_cached(
+            "SELECT r.cohort = 0, c.paused_at IS NOT NULL, max(r.total - r.brought_up, 0) FROM resync r
+             LEFT JOIN cohort c ON c.id = r.cohort WHERE r.destination = ?1 AND r.state = 0",
+        )?
+        .query_map([destination], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?
+        .collect::<Result<Vec<(bool, bool, u64)>, _>>()?;
+    let sum = |of: fn(bool, bool) -> bool| {
+        let some = orders
+            .iter()
+            .filter(|(is_of_all, waits, _)| of(*is_of_all, *waits));
+        some.map(|(_, _, traits)| *traits)
+            .reduce(|sum, traits| sum + traits)
+    };
+    // What single cohorts are about, everything is about as well.
+    Ok(match sum(|is_of_all, _| is_of_all) {
+        Some(all) => Some(all.saturating_sub(sum(|_, waits| waits).unwrap_or(0))),
+        None => sum(|_, waits| !waits),
     })
 }
 

@@ -12,7 +12,9 @@ use crate::planner::{Plan, Planned};
 pub struct PlanReply {
     /// Pages that wait to be folded; what they bring is not in the plan.
     pub waiting_pages: u64,
-    /// Whether nothing will be added to it but by a further page.
+    /// Whether nothing will be added to it but by a further page. While something is being written
+    /// again it is false, and what of that is not pending yet is in the figures of its destination: a
+    /// person for each trait, at most.
     pub complete: bool,
     /// Every destination of the settings.
     pub destinations: Vec<PlannedReply>,
