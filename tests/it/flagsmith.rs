@@ -273,6 +273,22 @@ async fn a_broken_connection_is_tried_again_at_once_and_once() {
         later(&write_true(&client).await),
         (Scope::Destination, None, true)
     );
+    // Nor does a verdict: the next call will meet the same, and nothing of that lands late.
+    let verdicts = [
+        Fault::unknown_key(),
+        Fault::answer(400, r#"{"identifier":["no"]}"#),
+        Fault::answer(
+            200,
+            r#"{"identifier":"ann","traits":[{"trait_key":"x","trait_value":1}]}"#,
+        ),
+    ];
+    for verdict in verdicts {
+        stand_in.script([Fault::CloseBeforeStoring, verdict]);
+        assert_eq!(
+            later(&write_true(&client).await),
+            (Scope::Identity, None, true)
+        );
+    }
 }
 
 #[tokio::test]

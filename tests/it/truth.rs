@@ -289,6 +289,30 @@ async fn a_suspicious_answer_has_the_canary_asked_within_a_minute() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_back_delays_no_suspicion() {
+    let stand_in = stand_in();
+    let mut bridge = bridge(&stand_in, |_| {}).await;
+    stand_in.fault_for(|call| {
+        let bobs = r#"{"identifier":"bob","traits":[{"trait_key":"x","trait_value":1}]}"#;
+        (call.identifier == "bob").then(|| Fault::answer(200, bobs))
+    });
+    bridge.clock.set(bridge.clock.now() - 3_600_000);
+    let reads = stand_in.calls_to(Endpoint::Read);
+    let suspicious_at = bridge.clock.now();
+    bridge
+        .send(&page_without_info("add_members", "c", &["bob"]))
+        .await;
+    bridge
+        .time_passes("the canary is asked", async || {
+            stand_in.calls_to(Endpoint::Read) > reads
+        })
+        .await;
+    let took = bridge.clock.now() - suspicious_at;
+    assert!(took <= 60_000, "{took} ms");
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn suspicion_without_end_asks_the_canary_every_quarter_of_a_minute() {
     let stand_in = stand_in();
     let mut bridge = bridge(&stand_in, |_| {}).await;
