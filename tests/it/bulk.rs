@@ -641,7 +641,6 @@ async fn a_pause_in_the_middle_of_a_split_call_ends_it() {
         .time_passes("the rest is written", async || bridge.is_settled().await)
         .await;
     assert_eq!(bridge.stored("p0000", "c"), Some(true));
-    assert_eq!(calls.load(Ordering::SeqCst), 2);
     bridge.stop().await;
 }
 
