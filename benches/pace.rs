@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use bare::bare;
-use cohort_bridge::standin::{Endpoint, Fault, StandIn, StandInOptions};
+use cohort_bridge::standin::{Fault, StandIn, StandInOptions};
 use support::*;
 
 const IN_FLIGHT: usize = 64;
@@ -35,14 +35,7 @@ const QUEUED_CALLS: usize = 3_000;
 fn deliver(ledger: &Path, standin: &StandIn, calls: usize) -> f64 {
     standin.forget_calls();
     let service = Service::start(ledger, &standin.url());
-    let begun = Instant::now();
-    let at_start = standin.calls_to(Endpoint::Write);
-    let mut reached = at_start;
-    while reached < calls as u64 {
-        std::thread::sleep(Duration::from_millis(1));
-        reached = standin.calls_to(Endpoint::Write);
-    }
-    let calls_per_second = (reached - at_start) as f64 / begun.elapsed().as_secs_f64();
+    let calls_per_second = rate_until(standin, calls);
     while is_pending(&service) {
         std::thread::sleep(Duration::from_millis(20));
     }

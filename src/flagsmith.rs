@@ -296,32 +296,24 @@ impl Flagsmith {
 /// A first sending broke off, so whatever the second brought, the first may still be applied.
 fn mark_late(disposition: Disposition) -> Disposition {
     match disposition {
-        Disposition::Written { .. } => Disposition::Written {
-            may_land_late: true,
-        },
-        Disposition::BlankEcho { .. } => Disposition::BlankEcho {
-            may_land_late: true,
-        },
-        Disposition::Later {
-            scope,
-            retry_after,
-            error,
-            ..
-        } => Disposition::Later {
-            scope,
-            retry_after,
-            may_land_late: true,
-            error,
-        },
         // The next call meets the same, and nothing of it lands late.
         Disposition::Refused { error }
         | Disposition::NotStored { error }
         | Disposition::Halt { reason: error } => Disposition::Later {
-            scope: disposition::Scope::Identity,
+            scope: Scope::Identity,
             retry_after: None,
             may_land_late: true,
             error,
         },
+        mut other => {
+            if let Disposition::Written { may_land_late }
+            | Disposition::BlankEcho { may_land_late }
+            | Disposition::Later { may_land_late, .. } = &mut other
+            {
+                *may_land_late = true;
+            }
+            other
+        }
     }
 }
 
@@ -388,12 +380,10 @@ fn identity_body(identifier: &str, traits: &[(&str, Target)]) -> Result<Bytes, T
 }
 
 fn json(value: &impl Serialize) -> Result<Bytes, Trouble> {
-    match serde_json::to_vec(value) {
-        Ok(body) => Ok(body.into()),
-        Err(error) => Err(Trouble::Refused {
-            error: format!("it cannot be written as JSON: {error}"),
-        }),
-    }
+    let body = serde_json::to_vec(value).map_err(|error| Trouble::Refused {
+        error: format!("it cannot be written as JSON: {error}"),
+    })?;
+    Ok(body.into())
 }
 
 #[cfg(test)]

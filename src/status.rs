@@ -1,21 +1,28 @@
 //! How the service is doing: what the loops report and the admin listener shows.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::calls::CallsView;
 use crate::clock::Millis;
 use crate::cohort::DestinationName;
-use crate::meter::Meter;
 use crate::number::Number;
-use crate::store::{CohortStanding, CohortView, DeliveryView, FullSyncReason, ResyncView};
+use crate::store::{CohortStanding, CohortView, DeliveryView, FullSyncReason};
+
+mod destination;
+
+pub use destination::{CanaryView, DestinationHealth, DestinationState, DestinationStatus};
 
 /// Pages that may wait in the inbox before Mixpanel is asked to come back later: ten full syncs
 /// of its largest cohort (10 million users in pages of 1,000), some gigabytes on disk.
 pub const BACKLOG_LIMIT_PAGES: u64 = 100_000;
+
+/// What a lock holds, also where whoever held it panicked: each is set in one step.
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Whether pages can be taken in. Shared by the front door, the fold and the shutdown.
 #[derive(Debug)]
@@ -134,18 +141,12 @@ impl Health {
 
     /// Says which secret files cannot be used.
     pub fn set_refused_secrets(&self, refused: Vec<RefusedSecret>) {
-        *self
-            .refused_secrets
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = refused;
+        *held(&self.refused_secrets) = refused;
     }
 
     /// Which secret files cannot be used.
     pub fn refused_secrets(&self) -> Vec<RefusedSecret> {
-        self.refused_secrets
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        held(&self.refused_secrets).clone()
     }
 
     /// Why a page would be refused now; `None` while pages are taken in.
@@ -158,278 +159,6 @@ impl Health {
             waiting,
             limit: self.backlog_limit,
         })
-    }
-}
-
-/// How delivery to one destination goes.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum DestinationState {
-    /// Calls go out.
-    #[default]
-    Ok,
-    /// Calls fail; fewer go out, and later.
-    BackingOff {
-        /// For people; names nobody.
-        reason: Arc<str>,
-    },
-    /// No calls but probes until somebody mends the destination.
-    Halted {
-        /// For people; names nobody.
-        reason: Arc<str>,
-    },
-}
-
-impl DestinationState {
-    /// The word of the admin API.
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            DestinationState::Ok => "ok",
-            DestinationState::BackingOff { .. } => "backing_off",
-            DestinationState::Halted { .. } => "halted",
-        }
-    }
-
-    /// Why it is not [`DestinationState::Ok`].
-    pub fn reason(&self) -> Option<&str> {
-        match self {
-            DestinationState::Ok => None,
-            DestinationState::BackingOff { reason } | DestinationState::Halted { reason } => {
-                Some(reason)
-            }
-        }
-    }
-}
-
-/// One destination's state: the dispatcher writes it, the admin listener reads it.
-pub struct DestinationHealth {
-    name: DestinationName,
-    state: Mutex<DestinationState>,
-    warning: Mutex<Option<Arc<str>>>,
-    in_flight: AtomicUsize,
-    in_flight_limit: AtomicUsize,
-    meter: Mutex<Option<Arc<Meter>>>,
-    paused: watch::Sender<bool>,
-    pausing: tokio::sync::Mutex<()>,
-    dry_run: AtomicBool,
-    planned_calls: Mutex<Option<u64>>,
-    resync_ordered: Notify,
-    is_recalled: AtomicBool,
-    recalled: Notify,
-    canary: Mutex<CanaryView>,
-}
-
-/// How the canaries of a destination go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CanaryView {
-    /// When the last one began whose trait stayed, since the start.
-    pub stayed_at: Option<Millis>,
-    /// When the next one is sent at the latest; `None` while one is under way.
-    pub next_at: Option<Millis>,
-}
-
-impl DestinationHealth {
-    /// A destination of which nothing bad is known.
-    pub fn new(name: DestinationName) -> Self {
-        DestinationHealth {
-            name,
-            state: Mutex::default(),
-            warning: Mutex::default(),
-            in_flight: AtomicUsize::new(0),
-            in_flight_limit: AtomicUsize::new(0),
-            meter: Mutex::default(),
-            resync_ordered: Notify::new(),
-            is_recalled: AtomicBool::new(false),
-            recalled: Notify::new(),
-            canary: Mutex::default(),
-            paused: watch::Sender::new(false),
-            pausing: tokio::sync::Mutex::default(),
-            dry_run: AtomicBool::new(false),
-            planned_calls: Mutex::default(),
-        }
-    }
-
-    /// Which destination.
-    pub fn name(&self) -> &DestinationName {
-        &self.name
-    }
-
-    /// Says how delivery goes. Returns whether that is news, so that it is logged once.
-    pub fn set(&self, state: DestinationState) -> bool {
-        let mut held = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = *held != state;
-        *held = state;
-        news
-    }
-
-    /// Says that delivery begins again: nothing bad is known of what it leads to now.
-    pub fn begin_again(&self) {
-        self.set(DestinationState::Ok);
-        self.warn(None);
-    }
-
-    /// Says what somebody should look at, though calls go out; `None` where there is nothing.
-    pub fn warn(&self, warning: Option<Arc<str>>) {
-        *self.warning.lock().unwrap_or_else(PoisonError::into_inner) = warning;
-    }
-
-    /// Says how many calls are under way.
-    pub fn set_in_flight(&self, calls: usize) {
-        self.in_flight.store(calls, Ordering::Relaxed);
-    }
-
-    /// Says how many calls may be under way.
-    pub fn set_in_flight_limit(&self, calls: usize) {
-        self.in_flight_limit.store(calls, Ordering::Relaxed);
-    }
-
-    /// Says that a canary that began then stays.
-    pub fn canary_stayed(&self, began: Millis) {
-        self.canary().stayed_at = Some(began);
-    }
-
-    /// Says when the next canary is sent; `None` where one is under way.
-    pub fn set_next_canary(&self, at: Option<Millis>) {
-        self.canary().next_at = at;
-    }
-
-    fn canary(&self) -> MutexGuard<'_, CanaryView> {
-        self.canary.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says what its calls pass.
-    pub fn set_meter(&self, meter: Arc<Meter>) {
-        *self.meter.lock().unwrap_or_else(PoisonError::into_inner) = Some(meter);
-    }
-
-    /// Says whether an operator paused it: no call begins while it is paused.
-    pub fn set_paused(&self, paused: bool) {
-        self.paused.send_replace(paused);
-    }
-
-    /// Whether an operator paused it.
-    pub fn is_paused(&self) -> bool {
-        *self.paused.borrow()
-    }
-
-    /// Says when it is paused and when it is resumed.
-    pub fn pauses(&self) -> watch::Receiver<bool> {
-        self.paused.subscribe()
-    }
-
-    /// Held while pausing is written down and told: of two orders at once, the one that is written
-    /// last must be told last.
-    pub fn pausing(&self) -> &tokio::sync::Mutex<()> {
-        &self.pausing
-    }
-
-    /// Says that nothing is called, to show what would be.
-    pub fn set_dry_run(&self) {
-        self.dry_run.store(true, Ordering::Relaxed);
-    }
-
-    /// Says how many calls it would take to write what is pending.
-    pub fn set_planned_calls(&self, calls: u64) {
-        *self
-            .planned_calls
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(calls);
-    }
-
-    /// Something is to be written again, or no longer.
-    pub fn resync_ordered(&self) {
-        self.resync_ordered.notify_one();
-    }
-
-    /// An operator changed something in the ledger: there may be something to write again, and what
-    /// was claimed before may not be wanted any more.
-    pub fn operator_acted(&self) {
-        self.resync_ordered();
-        self.is_recalled.store(true, Ordering::Release);
-        self.recalled.notify_one();
-    }
-
-    /// Whether what was claimed has to be given back, said once; for the dispatcher alone.
-    pub fn take_recall(&self) -> bool {
-        self.is_recalled.swap(false, Ordering::AcqRel)
-    }
-
-    /// Returns when there may be a recall; for the dispatcher alone.
-    pub async fn is_recalled(&self) {
-        self.recalled.notified().await;
-    }
-
-    /// Returns when that was said since the last call; for one alone, the dispatcher or, in a dry run,
-    /// whoever tells the plan.
-    pub async fn resync_is_ordered(&self) {
-        self.resync_ordered.notified().await;
-    }
-
-    /// The state now; what is written again, the ledger knows.
-    pub fn status(&self) -> DestinationStatus {
-        DestinationStatus {
-            name: self.name.clone(),
-            state: self
-                .state
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-            warning: self
-                .warning
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-            in_flight: self.in_flight.load(Ordering::Relaxed),
-            in_flight_limit: self.in_flight_limit.load(Ordering::Relaxed),
-            calls: self
-                .meter
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .as_ref()
-                .map(|meter| meter.view()),
-            resync: None,
-            canary: *self.canary(),
-            paused: self.is_paused(),
-            dry_run: self.dry_run.load(Ordering::Relaxed),
-            planned_calls: *self
-                .planned_calls
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        }
-    }
-}
-
-/// One destination at one moment.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DestinationStatus {
-    /// Which destination.
-    pub name: DestinationName,
-    /// How delivery goes.
-    pub state: DestinationState,
-    /// What somebody should look at, though calls go out.
-    pub warning: Option<Arc<str>>,
-    /// Calls under way.
-    pub in_flight: usize,
-    /// Calls that the pace allows at once.
-    pub in_flight_limit: usize,
-    /// The calls of this month; `None` before delivery began.
-    pub calls: Option<CallsView>,
-    /// What is being written again.
-    pub resync: Option<ResyncView>,
-    /// How the canaries go.
-    pub canary: CanaryView,
-    /// Whether an operator paused it.
-    pub paused: bool,
-    /// Whether nothing is called, to show what would be.
-    pub dry_run: bool,
-    /// Calls that a dry run found it would take, when the fold last came to rest or something was
-    /// ordered to be written again.
-    pub planned_calls: Option<u64>,
-}
-
-impl DestinationStatus {
-    /// Whether what is pending there waits because somebody wants it so.
-    pub fn waits_as_wanted(&self) -> bool {
-        self.paused || self.dry_run
     }
 }
 

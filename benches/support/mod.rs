@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cohort_bridge::standin::{Endpoint, StandIn};
+
 pub const AUTH: &str = "bench:secret";
 /// base64 of [`AUTH`].
 const AUTH_BASE64: &str = "YmVuY2g6c2VjcmV0";
@@ -317,6 +319,18 @@ pub fn fill(ledger: &Path, identities: usize) {
         std::thread::sleep(Duration::from_millis(20));
     }
     service.terminate();
+}
+
+/// Calls a second, from now until the stand-in was written to so many times.
+pub fn rate_until(standin: &StandIn, calls: usize) -> f64 {
+    let begun = Instant::now();
+    let at_start = standin.calls_to(Endpoint::Write);
+    let mut reached = at_start;
+    while reached < calls as u64 {
+        std::thread::sleep(Duration::from_millis(1));
+        reached = standin.calls_to(Endpoint::Write);
+    }
+    (reached - at_start) as f64 / begun.elapsed().as_secs_f64()
 }
 
 pub fn is_pending(service: &Service) -> bool {

@@ -50,11 +50,15 @@ impl Dispatch {
     ) {
         let mut clerk = Clerk::new();
         let mut pauses = self.health.pauses();
+        let mut acts = self.health.acts();
         while !stop.is_cancelled() {
             // Calls may have ended, or the gate opened.
             self.may_bring_up.notify_one();
             let now = self.clock.now();
-            let errand = self.next_errand(&mut clerk, now);
+            // What was claimed before may not be wanted any more.
+            let is_recalled = acts.has_changed().unwrap_or(false);
+            acts.mark_unchanged();
+            let errand = self.next_errand(&mut clerk, is_recalled, now);
             if let Some(errand) = errand {
                 self.run_errand(&mut clerk, errand, now).await;
                 continue;
@@ -64,7 +68,7 @@ impl Dispatch {
                 () = self.news.notified() => {}
                 // A pause that is over again was perhaps met by callers alone.
                 Ok(()) = pauses.changed() => self.work.notify_waiters(),
-                () = self.health.is_recalled() => {}
+                Ok(()) = acts.changed() => acts.mark_changed(),
                 () = self.asserted_again.notified() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
                 () = self.brought_up.notified() => clerk.ledger_changed(self.clock.now()),
                 Ok(()) = changes.changed() => clerk.ledger_changed(self.clock.now() + millis(self.destination.linger)),
@@ -83,8 +87,15 @@ impl Dispatch {
         }
     }
 
-    fn next_errand(&self, clerk: &mut Clerk, now: Millis) -> Option<Errand> {
+    fn next_errand(&self, clerk: &mut Clerk, is_recalled: bool, now: Millis) -> Option<Errand> {
         let mut desk = self.desk();
+        let stands_still = self.health.is_paused() || self.meter.used_up().is_some();
+        if stands_still || is_recalled {
+            // Whatever is due then, delivery starts from the beginning.
+            desk.give_back_beyond(0);
+            clerk.sweep = Sweep::At(None);
+            clerk.next_due = None;
+        }
         if clerk.held_off_until(now).is_some() {
             return None;
         }
@@ -96,13 +107,6 @@ impl Dispatch {
         if probe && may_call && !desk.waiting.is_empty() {
             // The probe's time came while it lay there.
             self.work.notify_waiters();
-        }
-        let stands_still = self.health.is_paused() || self.meter.used_up().is_some();
-        if stands_still || self.health.take_recall() {
-            // Whatever is due then, delivery starts from the beginning.
-            desk.give_back_beyond(0);
-            clerk.sweep = Sweep::At(None);
-            clerk.next_due = None;
         }
         let limit = if stands_still {
             0

@@ -4,16 +4,12 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Dispatch;
+use super::{AFTER_FAILURE, Dispatch};
 use crate::calls::{CallOrder, CallsCounted};
-use crate::clock::Millis;
 use crate::gate::Gate;
 use crate::number::Number;
 use crate::rfc3339::utc;
 use crate::status::DestinationState;
-
-/// How long to wait after the ledger failed.
-const AFTER_FAILURE: Millis = 1_000;
 
 impl Dispatch {
     /// Learns what was called this month; calls that have a budget wait for that.

@@ -86,6 +86,14 @@ impl Admin {
         }
     }
 
+    /// A destination of the settings.
+    fn destination(&self, name: &str) -> Result<&Arc<DestinationHealth>, AdminError> {
+        let mut known = self.destinations.iter();
+        known
+            .find(|health| &*health.name().0 == name)
+            .ok_or(AdminError::UnknownDestination)
+    }
+
     /// Runs a change to its end, even if the client goes away.
     async fn change<T, C>(&self, change: C) -> Result<T, AdminError>
     where
@@ -564,12 +572,13 @@ mod tests {
             Ok(())
         };
         let destination = &desk.admin.destinations[0];
+        let acts = destination.acts();
         let changes = desk.admin.health.ledger_changes();
         assert!(desk.admin.change(change).now_or_never().is_none());
-        assert!(!destination.take_recall());
+        assert!(!acts.has_changed().unwrap());
         go.send(()).unwrap();
         desk.admin.detached.finish().await;
-        assert!(destination.take_recall());
+        assert!(acts.has_changed().unwrap());
         assert!(destination.resync_is_ordered().now_or_never().is_some());
         assert!(changes.has_changed().unwrap());
         assert!(desk.admin.health.fold_is_wanted().now_or_never().is_some());

@@ -3,26 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_bridge::standin::{Endpoint, Fault, StandIn, StandInOptions, Switch};
+use cohort_bridge::standin::{Endpoint, Fault, StandIn};
 use secrecy::SecretString;
 
 use crate::support::bridge::Bridge;
 use crate::support::pages::{key, page_without_info, people};
-use crate::support::{environment, eventually};
+use crate::support::{eventually, ordinary_stand_in};
 
 const STEP: Duration = Duration::from_secs(300);
 
 fn stand_in() -> Arc<StandIn> {
-    let switches = [Switch::StoresTraits, Switch::ClientMaySetTraits];
-    let environments = vec![
-        environment("main", &switches),
-        environment("other", &switches),
-    ];
-    let options = StandInOptions {
-        environments,
-        ..StandInOptions::default()
-    };
-    Arc::new(StandIn::start(options).unwrap())
+    ordinary_stand_in(&["main", "other"])
 }
 
 /// Waits until so many canaries more were read back, from now on.

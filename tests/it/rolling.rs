@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use cohort_bridge::clock::{Clock, Millis};
 use cohort_bridge::signature::SigningSecret;
-use cohort_bridge::standin::{Call, Endpoint, Fault, StandIn, StandInOptions, Switch};
+use cohort_bridge::standin::{Call, Endpoint, Fault, StandIn};
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::support::pages::{key, page_without_info, people};
 use crate::support::process::{Process, Variables, serve_variables};
 use crate::support::service::{Answer, Service, client, spawn_app_of_files};
-use crate::support::{environment, eventually, fast_temp_dir};
+use crate::support::{eventually, fast_temp_dir, ordinary_stand_in};
 
 const BASIC: &str = "COHORT_BRIDGE_WEBHOOK_BASIC_AUTH_FILE";
 const SIGNING: &str = "COHORT_BRIDGE_WEBHOOK_SIGNING_SECRET_FILE";
@@ -31,16 +31,7 @@ const SECRETS: [&str; 2] = [
 
 /// Two environments; each has a server key and a client key that may write.
 fn stand_in() -> Arc<StandIn> {
-    let switches = [Switch::StoresTraits, Switch::ClientMaySetTraits];
-    let environments = vec![
-        environment("main", &switches),
-        environment("other", &switches),
-    ];
-    let options = StandInOptions {
-        environments,
-        ..StandInOptions::default()
-    };
-    Arc::new(StandIn::start(options).unwrap())
+    ordinary_stand_in(&["main", "other"])
 }
 
 /// Files that hold one setting each, by its variable.

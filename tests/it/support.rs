@@ -117,6 +117,18 @@ pub fn environment(name: &str, switches: &[Switch]) -> Environment {
     }
 }
 
+/// A stand-in with ordinary environments of these names: each key may write, and what is written
+/// stays.
+pub fn ordinary_stand_in(names: &[&str]) -> std::sync::Arc<StandIn> {
+    let switches = [Switch::StoresTraits, Switch::ClientMaySetTraits];
+    let environments = names.iter().map(|name| environment(name, &switches));
+    let options = StandInOptions {
+        environments: environments.collect(),
+        ..StandInOptions::default()
+    };
+    std::sync::Arc::new(StandIn::start(options).unwrap())
+}
+
 /// A stand-in with one environment of each kind.
 pub fn stand_in_of_all_kinds() -> StandIn {
     use Switch::{ClientMaySetTraits, HidesSensitiveData, Stopped, StoresTraits};

@@ -13,17 +13,11 @@ use cohort_bridge::store::{Outcome, Settlement, Store};
 use crate::support::bridge::Bridge;
 use crate::support::ledger::{Ledger, member};
 use crate::support::pages::{key, page, page_without_info, people};
-use crate::support::{environment, eventually};
+use crate::support::{environment, eventually, ordinary_stand_in};
 
 /// One ordinary environment with a client and a server key.
 fn stand_in() -> Arc<StandIn> {
-    let switches = [Switch::StoresTraits, Switch::ClientMaySetTraits];
-    let environments = vec![environment("main", &switches)];
-    let options = StandInOptions {
-        environments,
-        ..StandInOptions::default()
-    };
-    Arc::new(StandIn::start(options).unwrap())
+    ordinary_stand_in(&["main"])
 }
 
 /// A running bridge whose first canary was good.

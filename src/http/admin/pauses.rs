@@ -121,11 +121,7 @@ async fn destination(
     name: DestinationName,
     paused: bool,
 ) -> Result<web::Json<PauseReply>, AdminError> {
-    let health = admin
-        .destinations
-        .iter()
-        .find(|there| *there.name() == name);
-    let health = Arc::clone(health.ok_or(AdminError::UnknownDestination)?);
+    let health = Arc::clone(admin.destination(&name.0)?);
     let store = admin.store.clone();
     let now = admin.clock.now();
     let pending = admin

@@ -5,7 +5,7 @@ use actix_web::{HttpRequest, web};
 use super::openapi::{Interrupted, LedgerFailed, Refused};
 use super::views::{Cancelled, ErrorReply, Pending, ResyncQuery, ResyncRate};
 use super::{Admin, AdminError, Operator, order};
-use crate::cohort::{DestinationName, SourceName};
+use crate::cohort::SourceName;
 use crate::store::{ResyncOrder, ResyncScope};
 
 /// Has every trait of a cohort written again, wherever it goes. The order is on disk before the
@@ -98,7 +98,7 @@ pub async fn resync_destination(
     name: web::Path<String>,
     body: web::Bytes,
 ) -> Result<web::Json<Pending>, AdminError> {
-    let scope = ResyncScope::Destination(admin.destination(&name)?);
+    let scope = ResyncScope::Destination(admin.destination(&name)?.name().clone());
     admin.have_written_again(scope, &body).await
 }
 
@@ -120,17 +120,11 @@ pub async fn cancel_destination(
     admin: web::Data<Admin>,
     name: web::Path<String>,
 ) -> Result<web::Json<Cancelled>, AdminError> {
-    let scope = ResyncScope::Destination(admin.destination(&name)?);
+    let scope = ResyncScope::Destination(admin.destination(&name)?.name().clone());
     admin.have_cancelled(scope).await
 }
 
 impl Admin {
-    fn destination(&self, name: &str) -> Result<DestinationName, AdminError> {
-        let names = self.destinations.iter().map(|health| health.name());
-        let mut known = names.filter(|known| &*known.0 == name);
-        known.next().cloned().ok_or(AdminError::UnknownDestination)
-    }
-
     fn cohort(
         &self,
         (source, cohort_id): (String, String),
@@ -143,7 +137,7 @@ impl Admin {
             source: SourceName::from(source.as_str()),
             cohort_id,
             destination: destination
-                .map(|name| self.destination(&name))
+                .map(|name| Ok::<_, AdminError>(self.destination(&name)?.name().clone()))
                 .transpose()?,
         })
     }

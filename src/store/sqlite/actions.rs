@@ -95,9 +95,9 @@ impl Ledger {
         &mut self,
         filter: &DeadLetterFilter,
         limit: usize,
-        now: Millis,
+        until: Millis,
     ) -> Result<usize, StoreError> {
-        Ok(self.take_dead_letters(filter, limit, now)?.len())
+        Ok(self.take_dead_letters(filter, limit, until)?.len())
     }
 
     /// Makes at most `limit` traits of a cohort pending, behind `after`, whatever the destination was
