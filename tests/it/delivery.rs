@@ -18,7 +18,6 @@ use cohort_bridge::metrics::Metrics;
 use cohort_bridge::mixpanel::{IdentifierRules, parse};
 use cohort_bridge::standin::{Call, Endpoint, Fault, StandIn, StandInOptions, Switch};
 use cohort_bridge::status::{BACKLOG_LIMIT_PAGES, DestinationHealth, Health};
-use cohort_bridge::store::sqlite::SqliteStore;
 use cohort_bridge::store::{DestinationRules, Outcome, Settlement, SourceRules, Store};
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -26,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::pages::{key, page, page_without_info, people};
 use crate::support::service::{START, Service, spawn_app, spawn_plain_app, stand_in};
-use crate::support::{destination, environment, eventually, fast_temp_dir};
+use crate::support::{destination, environment, eventually, fast_temp_dir, open_ledger};
 
 /// Calls that were made, by identifier and time; the canary's are left out.
 #[derive(Clone, Default)]
@@ -824,8 +823,7 @@ impl Impatient {
         };
         let source = SourceRules::named("default");
         let path = folder.path().join("ledger.db");
-        let store: Arc<dyn Store> =
-            Arc::new(SqliteStore::open(&path, vec![source], vec![rules]).unwrap());
+        let store: Arc<dyn Store> = open_ledger(&path, source, rules);
         let limits = Limits {
             call_timeout: patience,
             bulk_timeout: patience,
@@ -950,8 +948,7 @@ async fn the_ledger_says_when_a_retry_is_due() {
     };
     let source = SourceRules::named("default");
     let path = folder.path().join("ledger.db");
-    let store: Arc<dyn Store> =
-        Arc::new(SqliteStore::open(&path, vec![source], vec![rules]).unwrap());
+    let store: Arc<dyn Store> = open_ledger(&path, source, rules);
     let body = page_without_info("add_members", "c", &["ann"]).to_string();
     let parsed = parse(body.as_bytes(), &IdentifierRules::default()).unwrap();
     store

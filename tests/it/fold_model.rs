@@ -15,12 +15,13 @@ use cohort_bridge::cohort::{Action, SourceName};
 use cohort_bridge::fold::{Fold, Step};
 use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
 use cohort_bridge::roster::Roster;
+use cohort_bridge::route::Routes;
 use cohort_bridge::store::Store;
 use cohort_bridge::store::sqlite::SqliteStore;
 use fastrand::Rng;
 
 use crate::membership_model::{Arrival, Model};
-use crate::support::fast_temp_dir;
+use crate::support::{fast_temp_dir, open_routed_ledger};
 
 const START: Millis = 1_800_000_000_000;
 const MINUTE: Millis = 60_000;
@@ -364,8 +365,12 @@ impl Drop for NameWherePanicking {
 
 fn open(dir: &Path) -> Arc<SqliteStore> {
     // No destination: this is about who is a member.
-    let opened = SqliteStore::open(&dir.join("ledger.db"), Vec::new(), Vec::new());
-    Arc::new(opened.unwrap())
+    open_routed_ledger(
+        &dir.join("ledger.db"),
+        Vec::new(),
+        Vec::new(),
+        Routes::default(),
+    )
 }
 
 /// Has the other threads begin with nothing more.

@@ -187,19 +187,19 @@ pub fn open_ledger(
     source: SourceRules,
     destination: DestinationRules,
 ) -> std::sync::Arc<SqliteStore> {
-    open_routed_ledger(path, source, vec![destination], Routes::default())
+    open_routed_ledger(path, vec![source], vec![destination], Routes::default())
 }
 
-/// The same, with several destinations.
+/// The same, with as many sources and destinations as there are.
 pub fn open_routed_ledger(
     path: &std::path::Path,
-    source: SourceRules,
+    sources: Vec<SourceRules>,
     destinations: Vec<DestinationRules>,
     routes: Routes,
 ) -> std::sync::Arc<SqliteStore> {
     let begun = std::time::Instant::now();
     loop {
-        let (sources, destinations) = (vec![source.clone()], destinations.clone());
+        let (sources, destinations) = (sources.clone(), destinations.clone());
         match SqliteStore::open_routed(path, sources, destinations, routes.clone()) {
             Err(StoreError::InUse { .. }) if begun.elapsed() < PATIENCE => std::thread::yield_now(),
             opened => return std::sync::Arc::new(opened.expect("the ledger opens")),

@@ -81,7 +81,7 @@ impl Routed {
         });
         self.store = Some(open_routed_ledger(
             &self.path(),
-            self.source.clone(),
+            vec![self.source.clone()],
             destinations.collect(),
             self.routes.clone(),
         ));
