@@ -196,8 +196,13 @@ async fn a_plan_has_at_most_what_is_being_written_again_and_is_not_complete() {
     assert_eq!(plan(&bench).await, (0, 0, false));
 }
 
-/// Everybody of `a` is told, and everything is ordered at a call a second.
-async fn order_slowly(service: &Service) {
+fn writes_of_a(service: &Service) -> u64 {
+    service.stand_in.calls_by_trait()[&key("a")]
+}
+
+/// Everybody of `a` is told, and everything is ordered at a call a second. Returns the calls so far.
+async fn order_slowly(service: &Service) -> u64 {
+    let before = writes_of_a(service);
     let url = format!(
         "http://{}/api/v1/destinations/default/resync",
         service.admin
@@ -205,17 +210,15 @@ async fn order_slowly(service: &Service) {
     let rate = json!({"max_calls_per_second": 1}).to_string();
     let answer = client().post(url).body(rate).send().await.unwrap();
     assert_eq!(Answer::of(answer).await.json(), json!({"pending": 30}));
+    before
 }
 
-/// They are called for at that rate, from now on.
-async fn is_written_slowly(service: &Service) {
-    let (since, writes) = (
-        service.clock.now(),
-        service.stand_in.calls_by_trait()[&key("a")],
-    );
+/// They are called for at that rate, from now on; the first may have been called already.
+async fn is_written_slowly(service: &Service, before: u64) {
+    let since = service.clock.now();
     service
         .time_passes("all is called for again", async || {
-            service.stand_in.calls_by_trait()[&key("a")] >= writes + 30
+            writes_of_a(service) >= before + 30
         })
         .await;
     let took = service.clock.now() - since;
@@ -227,7 +230,7 @@ async fn is_written_slowly(service: &Service) {
         .await;
     // A second's calls may go out at once.
     assert!(took >= 25_000, "{took} ms for thirty");
-    assert_eq!(service.stand_in.calls_by_trait()[&key("a")] - writes, 30);
+    assert_eq!(writes_of_a(service) - before, 30);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,7 +249,7 @@ async fn an_orders_rate_outlives_a_dry_run() {
             .then_some(())
     })
     .await;
-    order_slowly(&service).await;
+    let before = order_slowly(&service).await;
     let planned = plan(&service).await;
     assert_eq!(planned["destinations"][0]["calls"], 30, "{planned}");
     assert_eq!(planned["complete"], false);
@@ -258,7 +261,7 @@ async fn an_orders_rate_outlives_a_dry_run() {
         .await;
     assert_eq!(service.pending().await, 0);
     let service = service.restarted(|_| {}).await;
-    is_written_slowly(&service).await;
+    is_written_slowly(&service, before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,7 +272,7 @@ async fn an_orders_rate_outlives_a_pause_of_its_cohort() {
     service.settled_in_time().await;
     service.order("/api/v1/cohorts/default/a/pause").await;
     service.folded().await;
-    order_slowly(&service).await;
+    let before = order_slowly(&service).await;
     for _ in 0..60 {
         service.clock.advance(Duration::from_secs(1));
         service.folded().await;
@@ -280,7 +283,7 @@ async fn an_orders_rate_outlives_a_pause_of_its_cohort() {
     assert_eq!(resync["cohort"]["cohort_id"], "a");
     assert_eq!(resync["done"], 0);
     service.order("/api/v1/cohorts/default/a/resume").await;
-    is_written_slowly(&service).await;
+    is_written_slowly(&service, before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
