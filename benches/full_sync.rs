@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cohort_bridge::clock::{Clock, SystemClock};
-use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::{DestinationRules, Outcome, Settlement, SourceRules, Store};
 use support::*;
 
@@ -60,7 +60,7 @@ fn claim_batches(ledger: &std::path::Path, members: usize) -> Vec<Duration> {
     };
     let source = SourceRules::named("default");
     let name = rules.name.clone();
-    let store = SqliteStore::open(ledger, vec![source], vec![rules]).expect("the ledger opens");
+    let store = LedgerStore::open(ledger, vec![source], vec![rules]).expect("the ledger opens");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

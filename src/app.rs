@@ -26,7 +26,7 @@ use crate::plan::Terms;
 use crate::planner::Planner;
 use crate::secrets::{InForce, Secrets};
 use crate::status::{BACKLOG_LIMIT_PAGES, DestinationHealth, Health};
-use crate::store::sqlite::SqliteStore;
+use crate::store::LedgerStore;
 use crate::store::{DestinationRules, SourceRules, Store};
 
 /// Threads that answer webhooks: taking a page in is parsing, which a third thread on two cores
@@ -295,7 +295,7 @@ pub(crate) fn open_store(settings: &Settings) -> anyhow::Result<Arc<dyn Store>> 
     match &settings.database {
         Database::Sqlite(path) => {
             let routes = settings.routes.clone();
-            let store = SqliteStore::open_routed(path, sources, destinations, routes)
+            let store = LedgerStore::open_routed(path, sources, destinations, routes)
                 .with_context(|| {
                     format!(
                         "the ledger {} cannot be opened (DATABASE_URL)",

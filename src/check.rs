@@ -9,8 +9,8 @@ use crate::cohort::Target;
 use crate::config::{Database, Destination, Settings};
 use crate::flagsmith::{CANARY, Disposition, Flagsmith, Storage};
 use crate::route::Routes;
-use crate::store::sqlite::{SCHEMA_VERSION, key_changes, route_changes, schema_version};
 use crate::store::{KeyChange, RouteChange, StoreError};
+use crate::store::{SCHEMA_VERSION, key_changes, route_changes, schema_version};
 
 /// The identity that is written to: the canary's own value is what `serve` knows an environment by.
 const CHECKED: &str = "cohort_bridge_check";

@@ -86,9 +86,11 @@ fn said_publicly(error: &StoreError) -> &'static str {
     match error {
         StoreError::Full => "the disk that holds the ledger is full",
         StoreError::Closed => "the service is stopping",
+        StoreError::Away(_) => "the database cannot be reached",
         StoreError::InUse { .. }
         | StoreError::Newer { .. }
         | StoreError::KeyTaken { .. }
+        | StoreError::NotLeading
         | StoreError::OldSqlite(_)
         | StoreError::Failed(_)
         | StoreError::Damaged(_)

@@ -162,6 +162,14 @@ pub(crate) fn troubled_cohort(id: &str) -> CohortView {
 
 #[async_trait]
 impl Store for StubStore {
+    async fn lead(&self) -> Result<Term, StoreError> {
+        unreachable!("the handlers neither fold nor deliver")
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     async fn append(&self, source: &SourceName, page: Page, _: Millis) -> Result<(), StoreError> {
         self.appending.fetch_add(1, Ordering::SeqCst);
         self.gate.acquire().await.unwrap().forget();

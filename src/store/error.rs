@@ -43,6 +43,12 @@ pub enum StoreError {
     /// The SQLite library is too old to be trusted with a write-ahead log.
     #[error("SQLite {0} can corrupt a write-ahead log; 3.51.3 or newer is needed")]
     OldSqlite(String),
+    /// Another process folds and delivers.
+    #[error("another replica folds and delivers")]
+    NotLeading,
+    /// The database cannot be reached now.
+    #[error("the database cannot be reached: {0}")]
+    Away(String),
     /// The store is closing.
     #[error("the ledger is closed")]
     Closed,
@@ -68,6 +74,8 @@ impl StoreError {
         match self {
             StoreError::Full => StoreError::Full,
             StoreError::Closed => StoreError::Closed,
+            StoreError::NotLeading => StoreError::NotLeading,
+            StoreError::Away(why) => StoreError::Away(why.clone()),
             other => StoreError::Failed(other.to_string()),
         }
     }

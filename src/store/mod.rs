@@ -9,6 +9,8 @@
 //!   that is found as [`Told::Unknown`](crate::cohort::Told::Unknown) and asserted again.
 //! - What [`Store::exchange`] settles as written is kept until [`Store::proved`]; [`Store::doubt`]
 //!   makes it pending again.
+//! - Where several processes share a ledger, one at a time folds and delivers, between
+//!   [`Store::lead`] and the end of its [`Term`]; each takes in pages and operator's orders.
 
 use std::sync::Arc;
 
@@ -25,20 +27,30 @@ use crate::roster::PersonHash;
 
 mod claim;
 mod error;
+mod ledger;
+mod ledger_store;
+mod refusals;
 mod resyncs;
 mod rules;
 mod session;
-pub mod sqlite;
+mod sqlite;
+mod term;
 mod views;
+mod writer;
 
 pub use claim::{Claim, ClaimedTrait, Claims, Outcome, Settlement};
 pub use error::StoreError;
+pub use ledger::keys::key_changes;
+pub use ledger::leads::route_changes;
+pub use ledger_store::LedgerStore;
 pub use resyncs::{ResyncOrder, ResyncRoom, ResyncScope, ResyncStep, ResyncView};
 pub use rules::{DestinationRules, SourceRules};
 pub use session::{
     Applied, Assembled, Chunk, ChunkLayer, Counted, Effect, FoundLayer, Judgement, MOST_LAYERS,
     OWN_ROLE, PagePeople, Recognised, WholeSession, Witness,
 };
+pub use sqlite::{SCHEMA_VERSION, schema_version};
+pub use term::Term;
 pub use views::{
     CohortStanding, CohortView, DeadLetter, DeadLetterFilter, DeliveryState, DeliveryView,
     FullSyncReason, GoesNowhere, HeldRemovals, HoldDecision, KeyChange, MembershipDelivery,
@@ -64,6 +76,13 @@ pub struct SessionRef(pub i64);
 /// The inbox and the ledger.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// Waits until this process may fold and deliver, and gives its term. Whatever folds or settles
+    /// needs one, and fails with [`StoreError::NotLeading`] where another process has it.
+    async fn lead(&self) -> Result<Term, StoreError>;
+
+    /// Whether other processes may use the same ledger meanwhile.
+    fn is_shared(&self) -> bool;
+
     /// Writes a page down. On `Ok` it survives a power cut.
     async fn append(&self, source: &SourceName, page: Page, now: Millis) -> Result<(), StoreError>;
 

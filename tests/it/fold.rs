@@ -9,14 +9,14 @@ use cohort_bridge::cohort::{Action, DestinationName, OnLeave, SourceName, Target
 use cohort_bridge::fold::{Fold, Step};
 use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
 use cohort_bridge::roster::Roster;
-use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::{DestinationRules, SourceRules, Store};
 
 use crate::support::{fast_temp_dir, open_ledger};
 
 const NOW: i64 = 1_800_000_000_000;
 
-fn open(path: &Path) -> Arc<SqliteStore> {
+fn open(path: &Path) -> Arc<LedgerStore> {
     let source = SourceRules::named("default");
     let destination = DestinationRules {
         name: DestinationName::from("default"),
@@ -35,7 +35,7 @@ fn people(numbers: impl IntoIterator<Item = u32>) -> BTreeSet<String> {
         .collect()
 }
 
-async fn send(store: &SqliteStore, session: &str, people: &BTreeSet<String>) {
+async fn send(store: &LedgerStore, session: &str, people: &BTreeSet<String>) {
     let everyone: Vec<_> = people.iter().cloned().collect();
     let pages: Vec<_> = everyone.chunks(1_000).map(<[_]>::to_vec).collect();
     let pages = if pages.is_empty() {
@@ -67,7 +67,7 @@ async fn send(store: &SqliteStore, session: &str, people: &BTreeSet<String>) {
 }
 
 /// Folds, with a kill after every `steps` steps; returns how many there were.
-async fn fold(store: &mut Arc<SqliteStore>, path: &Path, steps: usize) -> usize {
+async fn fold(store: &mut Arc<LedgerStore>, path: &Path, steps: usize) -> usize {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(NOW));
     let mut kills = 0;
     loop {
@@ -89,18 +89,18 @@ async fn fold(store: &mut Arc<SqliteStore>, path: &Path, steps: usize) -> usize 
 }
 
 /// A placeholder while the real ledger is closed.
-fn open_elsewhere() -> Arc<SqliteStore> {
+fn open_elsewhere() -> Arc<LedgerStore> {
     let dir = fast_temp_dir();
     open(&dir.path().join("elsewhere.db"))
 }
 
-async fn members(store: &SqliteStore) -> (u64, u64, u64) {
+async fn members(store: &LedgerStore) -> (u64, u64, u64) {
     let cohort = store.cohorts().await.unwrap().remove(0);
     (cohort.members, cohort.left, cohort.destinations[0].pending)
 }
 
 /// What the destination is to hear, of each person.
-async fn wanted(store: &SqliteStore) -> BTreeMap<String, Target> {
+async fn wanted(store: &LedgerStore) -> BTreeMap<String, Target> {
     let destination = DestinationName::from("default");
     let mut wanted = BTreeMap::new();
     let mut after = None;

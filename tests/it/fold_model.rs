@@ -16,8 +16,8 @@ use cohort_bridge::fold::{Fold, Step};
 use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
 use cohort_bridge::roster::Roster;
 use cohort_bridge::route::Routes;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::Store;
-use cohort_bridge::store::sqlite::SqliteStore;
 use fastrand::Rng;
 
 use crate::membership_model::{Arrival, Model};
@@ -155,7 +155,7 @@ struct Played {
 /// A ledger that histories share.
 struct Shared {
     dir: tempfile::TempDir,
-    store: Option<Arc<SqliteStore>>,
+    store: Option<Arc<LedgerStore>>,
     clock: ManualClock,
     played: Vec<Played>,
     rules: IdentifierRules,
@@ -173,7 +173,7 @@ impl Shared {
         }
     }
 
-    fn store(&self) -> &Arc<SqliteStore> {
+    fn store(&self) -> &Arc<LedgerStore> {
         self.store.as_ref().unwrap()
     }
 
@@ -363,7 +363,7 @@ impl Drop for NameWherePanicking {
     }
 }
 
-fn open(dir: &Path) -> Arc<SqliteStore> {
+fn open(dir: &Path) -> Arc<LedgerStore> {
     // No destination: this is about who is a member.
     open_routed_ledger(
         &dir.join("ledger.db"),

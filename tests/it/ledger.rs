@@ -8,7 +8,7 @@ use cohort_bridge::fold::Fold;
 use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
 use cohort_bridge::roster::Roster;
 use cohort_bridge::sorted::Sorter;
-use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::{
     Chunk, DeadLetterFilter, DestinationRules, OWN_ROLE, Outcome, Settlement, SourceRules, Store,
 };
@@ -19,7 +19,7 @@ const NOW: i64 = 1_800_000_000_000;
 
 struct Ledger {
     folder: tempfile::TempDir,
-    store: Arc<SqliteStore>,
+    store: Arc<LedgerStore>,
 }
 
 fn name() -> DestinationName {

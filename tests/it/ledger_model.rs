@@ -10,7 +10,7 @@ use cohort_bridge::cohort::{Action, DestinationName, OnLeave, SourceName, Target
 use cohort_bridge::fold::Fold;
 use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
 use cohort_bridge::roster::Roster;
-use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::{
     Claim, DeliveryState, DestinationRules, Outcome, Settlement, SourceRules, Store,
 };
@@ -147,7 +147,7 @@ struct World {
     path: std::path::PathBuf,
     on_leave: OnLeave,
     clock: ManualClock,
-    store: Option<Arc<SqliteStore>>,
+    store: Option<Arc<LedgerStore>>,
     model: Model,
     far: Far,
     paused: BTreeSet<u8>,
@@ -186,7 +186,7 @@ impl World {
         self.store = Some(open_ledger(&self.path, source, destination));
     }
 
-    fn store(&self) -> Arc<SqliteStore> {
+    fn store(&self) -> Arc<LedgerStore> {
         Arc::clone(self.store.as_ref().unwrap())
     }
 

@@ -12,7 +12,7 @@ use cohort_bridge::cohort::{DestinationName, SourceName, Target};
 use cohort_bridge::fold::Fold;
 use cohort_bridge::mixpanel::{IdentifierRules, parse};
 use cohort_bridge::run::PAUSE;
-use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::{
     DestinationRules, Outcome, SESSION_EXPIRES, Settlement, SourceRules, Store,
 };
@@ -49,7 +49,7 @@ struct Here {
     path: PathBuf,
     clock: ManualClock,
     /// `None` only while it is dead.
-    store: Option<Arc<SqliteStore>>,
+    store: Option<Arc<LedgerStore>>,
     rng: Rng,
     flagsmith: BTreeMap<String, bool>,
 }
@@ -68,7 +68,7 @@ impl Here {
         }
     }
 
-    fn open(path: &std::path::Path) -> Arc<SqliteStore> {
+    fn open(path: &std::path::Path) -> Arc<LedgerStore> {
         let source = SourceRules::named("default");
         let destination = DestinationRules {
             name: DestinationName::from("default"),
@@ -79,7 +79,7 @@ impl Here {
         open_ledger(path, source, destination)
     }
 
-    fn store(&self) -> &Arc<SqliteStore> {
+    fn store(&self) -> &Arc<LedgerStore> {
         self.store.as_ref().unwrap()
     }
 

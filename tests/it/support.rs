@@ -18,7 +18,7 @@ use cohort_bridge::cohort::OnLeave;
 use cohort_bridge::config::{BlankEcho, Destination, Kind};
 use cohort_bridge::route::Routes;
 use cohort_bridge::standin::{Environment, StandIn, StandInOptions, Switch};
-use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::{DestinationRules, SourceRules, StoreError};
 
 /// A temporary directory, in memory where the machine has one: for tests that are about logic, not
@@ -186,7 +186,7 @@ pub fn open_ledger(
     path: &std::path::Path,
     source: SourceRules,
     destination: DestinationRules,
-) -> std::sync::Arc<SqliteStore> {
+) -> std::sync::Arc<LedgerStore> {
     open_routed_ledger(path, vec![source], vec![destination], Routes::default())
 }
 
@@ -196,11 +196,11 @@ pub fn open_routed_ledger(
     sources: Vec<SourceRules>,
     destinations: Vec<DestinationRules>,
     routes: Routes,
-) -> std::sync::Arc<SqliteStore> {
+) -> std::sync::Arc<LedgerStore> {
     let begun = std::time::Instant::now();
     loop {
         let (sources, destinations) = (sources.clone(), destinations.clone());
-        match SqliteStore::open_routed(path, sources, destinations, routes.clone()) {
+        match LedgerStore::open_routed(path, sources, destinations, routes.clone()) {
             Err(StoreError::InUse { .. }) if begun.elapsed() < PATIENCE => std::thread::yield_now(),
             opened => return std::sync::Arc::new(opened.expect("the ledger opens")),
         }

@@ -10,7 +10,7 @@ use cohort_bridge::cohort::{Action, DestinationName, SourceName, Target};
 use cohort_bridge::fold::Fold;
 use cohort_bridge::mixpanel::{IdentifierRules, Page, PageInfo};
 use cohort_bridge::roster::Roster;
-use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::{
     Claim, Claims, CohortView, DestinationRules, Outcome, Settlement, SourceRules, Store,
 };
@@ -28,7 +28,7 @@ pub struct Bench {
     pub source: SourceRules,
     pub destination: DestinationRules,
     /// `None` only while it is closed.
-    store: Option<Arc<SqliteStore>>,
+    store: Option<Arc<LedgerStore>>,
     /// What Flagsmith holds: people and values by trait key.
     pub flagsmith: BTreeMap<String, BTreeMap<String, bool>>,
 }
@@ -99,7 +99,7 @@ impl Bench {
         self.folder.path().join("ledger.db")
     }
 
-    pub fn store(&self) -> &Arc<SqliteStore> {
+    pub fn store(&self) -> &Arc<LedgerStore> {
         self.store.as_ref().expect("the ledger is open")
     }
 

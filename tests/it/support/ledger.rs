@@ -9,7 +9,7 @@ use cohort_bridge::cohort::{DestinationName, SourceName};
 use cohort_bridge::fold::{Fold, Step};
 use cohort_bridge::guard::RemovalGuard;
 use cohort_bridge::mixpanel::{self, IdentifierRules, SetAside};
-use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::{
     CohortView, DestinationRules, HoldDecision, Outcome, Settlement, SourceRules, Store,
 };
@@ -26,7 +26,7 @@ pub struct Ledger {
     source: SourceRules,
     rules: IdentifierRules,
     pub clock: ManualClock,
-    store: Option<Arc<SqliteStore>>,
+    store: Option<Arc<LedgerStore>>,
 }
 
 /// A member known by the distinct id alone.
@@ -60,7 +60,7 @@ impl Ledger {
         self.folder.path().join("ledger.db")
     }
 
-    pub fn store(&self) -> &Arc<SqliteStore> {
+    pub fn store(&self) -> &Arc<LedgerStore> {
         self.store.as_ref().unwrap()
     }
 

@@ -8,7 +8,7 @@ use cohort_bridge::clock::{Clock, ManualClock, Millis};
 use cohort_bridge::cohort::{Action, DestinationName, OnLeave, SourceName};
 use cohort_bridge::fold::{Fold, Step};
 use cohort_bridge::route::{NamePattern, Route, Routes, Which};
-use cohort_bridge::store::sqlite::SqliteStore;
+use cohort_bridge::store::LedgerStore;
 use cohort_bridge::store::{
     Claim, CohortView, DestinationRules, Outcome, Settlement, SourceRules, Store,
 };
@@ -30,7 +30,7 @@ pub struct Routed {
     pub destinations: Vec<&'static str>,
     pub routes: Routes,
     pub on_leave: OnLeave,
-    store: Option<Arc<SqliteStore>>,
+    store: Option<Arc<LedgerStore>>,
     held: BTreeMap<&'static str, Held>,
 }
 
@@ -68,7 +68,7 @@ impl Routed {
         self.folder.path().join("ledger.db")
     }
 
-    pub fn store(&self) -> &Arc<SqliteStore> {
+    pub fn store(&self) -> &Arc<LedgerStore> {
         self.store.as_ref().expect("the ledger is open")
     }
 

@@ -1,0 +1,46 @@
+//! The calls of a month.
+
+use rusqlite::params;
+
+use super::state::Ledger;
+use crate::calls::{CallOrder, CallsCounted};
+use crate::clock::Millis;
+use crate::store::StoreError;
+
+impl Ledger {
+    /// Counts calls that were made, and leases as many as are wanted and the budget allows.
+    pub fn count_calls(
+        &mut self,
+        destination: usize,
+        order: CallOrder,
+        now: Millis,
+    ) -> Result<CallsCounted, StoreError> {
+        let id = self.destinations[destination].id;
+        let month = order.month.to_string();
+        let (calls, since) = self
+            .connection
+            .prepare_cached(
+                "INSERT INTO calls (destination, month, calls, since) VALUES (?1, ?2, max(?3, 0), ?4)
+                 ON CONFLICT DO UPDATE SET calls = max(calls + ?3, 0) RETURNING calls, since",
+            )?
+            .query_row(params![id, month, order.add, now], |row| {
+                Ok((row.get::<_, u64>(0)?, row.get(1)?))
+            })?;
+        let room = order
+            .budget
+            .map_or(0, |budget| budget.saturating_sub(calls));
+        let leased = order.lease.min(room);
+        if leased > 0 {
+            self.connection
+                .prepare_cached(
+                    "UPDATE calls SET calls = calls + ?3 WHERE destination = ?1 AND month = ?2",
+                )?
+                .execute(params![id, month, leased])?;
+        }
+        Ok(CallsCounted {
+            calls: calls + leased,
+            leased,
+            since,
+        })
+    }
+}
