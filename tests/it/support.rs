@@ -6,6 +6,7 @@ pub mod front;
 pub mod ledger;
 pub mod pages;
 pub mod process;
+pub mod programs;
 pub mod resyncs;
 pub mod routed;
 pub mod service;

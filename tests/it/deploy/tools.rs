@@ -1,5 +1,4 @@
-//! What other people's programs say of `deploy/`. `.ci/run` installs them and sets
-//! `TEST_REQUIRE_TOOLS`; elsewhere what is not installed is skipped, in words.
+//! What other people's programs say of `deploy/`.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,6 +11,7 @@ use super::alerts;
 use super::chart::CHART;
 use super::fit::Bundle;
 use super::yaml::{documents, text_of, top};
+use crate::support::programs::skip;
 
 /// The oldest and the newest Kubernetes that the manifests are held to.
 const VERSIONS: [&str; 2] = ["1.30", "1.37"];
@@ -19,24 +19,13 @@ const VERSIONS: [&str; 2] = ["1.30", "1.37"];
 /// `kustomization.yaml` with everything in it, and the values that say the same to Helm.
 const OVERLAY: &str = "deploy/kustomize/overlays/example";
 
-/// Without `tool` nothing is tested: says so, or fails where it must be there.
-fn skip(tool: &str) {
-    let required = std::env::var_os("TEST_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-    assert!(
-        !required,
-        "{tool} is not installed, and TEST_REQUIRE_TOOLS is 1"
-    );
-    // Not `println!`, which nobody sees of a test that passes.
-    let _ = writeln!(std::io::stderr(), "skipped: {tool} is not installed");
-}
-
 fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let found = std::env::split_paths(&path)
         .map(|folder| folder.join(name))
         .find(|it| it.is_file());
     if found.is_none() {
-        skip(name);
+        skip(&format!("{name} is not installed"));
     }
     found
 }
@@ -69,7 +58,7 @@ fn ask(arguments: &[&str], input: &Value) -> Option<Verdict> {
         Some(0) => Some(Ok(said)),
         Some(1) if !said.is_empty() => Some(Err(said)),
         Some(3) => {
-            skip(said.trim());
+            skip(&format!("{} is not installed", said.trim()));
             None
         }
         code => panic!("{code:?}: {}", String::from_utf8_lossy(&output.stderr)),
