@@ -26,6 +26,7 @@ mod operations;
 mod pace;
 mod pauses;
 mod people;
+mod postgres_harness;
 mod rate;
 mod readiness;
 mod resync;

@@ -2,9 +2,12 @@
 
 pub mod bench;
 pub mod bridge;
+pub mod daemon;
 pub mod front;
 pub mod ledger;
 pub mod pages;
+pub mod pgbouncer;
+pub mod postgres;
 pub mod process;
 pub mod programs;
 pub mod resyncs;
