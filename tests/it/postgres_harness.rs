@@ -1,14 +1,16 @@
 //! What tests with PostgreSQL stand on: its servers come up, and none is left behind.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use tokio_postgres::types::Type;
 
 use crate::support::daemon::{Daemon, is_running};
-use crate::support::eventually;
+use crate::support::nginx::Nginx;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::postgres::{Postgres, connected};
+use crate::support::{eventually, ordinary_stand_in, raw};
 
 /// Without a prepared statement, as PgBouncer needs it.
 async fn answer(url: &str, question: &str) -> String {
@@ -110,6 +112,30 @@ async fn pgbouncer_gives_each_transaction_a_connection() {
     assert_eq!(answer(&url, "SHOW search_path").await, "elsewhere");
 }
 
+/// Asks `stand_in` by way of a proxy.
+fn status_by(proxy: SocketAddr) -> u16 {
+    raw(proxy, "GET", "/api/v1/flags/", &[], b"").status
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_asks_the_replica_that_is_there() {
+    let stand_in = ordinary_stand_in(&["main"]);
+    let there = stand_in.address();
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+    let gone = gone.unwrap();
+    let Some(nginx) = Nginx::start(&[gone, there]).await else {
+        return;
+    };
+    let direct = status_by(there);
+    for _ in 0..4 {
+        assert_eq!(status_by(nginx.address()), direct);
+    }
+    nginx.set_upstreams(&[gone]).await;
+    assert_eq!(status_by(nginx.address()), 502);
+    nginx.set_upstreams(&[there]).await;
+    assert_eq!(status_by(nginx.address()), direct);
+}
+
 /// The server's process and its folder.
 fn traces(daemon: &Daemon) -> (u32, std::path::PathBuf) {
     (daemon.pid(), daemon.folder().to_owned())
@@ -133,6 +159,12 @@ async fn nothing_is_left_of_what_is_dropped() {
         }
         drop(postgres);
         assert_gone(&server);
+    }
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 9));
+    if let Some(nginx) = Nginx::start(&[nobody]).await {
+        let traces = traces(nginx.daemon());
+        drop(nginx);
+        assert_gone(&traces);
     }
 }
 

@@ -5,6 +5,7 @@ pub mod bridge;
 pub mod daemon;
 pub mod front;
 pub mod ledger;
+pub mod nginx;
 pub mod pages;
 pub mod pgbouncer;
 pub mod postgres;
