@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cohort_bridge::clock::{Clock, SystemClock};
-use cohort_bridge::store::LedgerStore;
-use cohort_bridge::store::{DestinationRules, Outcome, Settlement, SourceRules, Store};
+use cohort_bridge::route::Routes;
+use cohort_bridge::store::{
+    Database, DestinationRules, LedgerStore, Outcome, PostgresUrl, Settlement, SourceRules, Store,
+};
 use support::*;
 
 const MEMBERS_A_PAGE: usize = 1_000;
@@ -60,12 +62,20 @@ fn claim_batches(ledger: &std::path::Path, members: usize) -> Vec<Duration> {
     };
     let source = SourceRules::named("default");
     let name = rules.name.clone();
-    let store = LedgerStore::open(ledger, vec![source], vec![rules]).expect("the ledger opens");
+    let place = match database_url(ledger).strip_prefix("sqlite://") {
+        Some(path) => Database::Sqlite(path.into()),
+        None => Database::Postgres(Box::new(
+            PostgresUrl::parse(&database_url(ledger), |_| true).expect("a PostgreSQL URL"),
+        )),
+    };
+    let store = LedgerStore::open_at(&place, vec![source], vec![rules], Routes::default())
+        .expect("the ledger opens");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
     let clock = SystemClock;
+    let _term = runtime.block_on(store.lead()).expect("the lead");
     let (mut settle, mut after) = (Vec::new(), None);
     let mut took = Vec::new();
     for _ in 0..members.min(1_000_000) / CLAIMS {
@@ -142,7 +152,9 @@ fn main() {
     let (peak, resident) = (service.peak_resident(), service.resident());
     service.terminate();
 
-    let (page_count, free, page_size) = {
+    let (page_count, free, page_size) = if !ledger.exists() {
+        (0, 0, 0)
+    } else {
         let connection = rusqlite::Connection::open(&ledger).expect("the ledger opens");
         let pragma = |name: &str| -> i64 {
             connection

@@ -8,23 +8,26 @@ use actix_web::dev::Server;
 use actix_web::middleware::from_fn;
 use actix_web::{App as Actix, HttpServer, web};
 use anyhow::{Context, anyhow};
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, millis};
-use crate::config::{Database, Destination, Settings, Source};
+use crate::config::{Destination, Settings, Source};
 use crate::dispatch::{Delivery, Parts};
 use crate::flagsmith::Flagsmith;
-use crate::fold::Fold;
 use crate::http::admin::AdminAccess;
 use crate::http::authenticate::{BODY_DEADLINE, Intake, Sources};
 use crate::http::receive::{Receiver, ReceiverParts};
 use crate::http::{self, Admin, Detached};
+use crate::leading::Leader;
 use crate::logging::IdentifierHash;
 use crate::metrics::Metrics;
 use crate::plan::Terms;
 use crate::planner::Planner;
 use crate::secrets::{InForce, Secrets};
+use crate::sharing::Sharing;
 use crate::status::{BACKLOG_LIMIT_PAGES, DestinationHealth, Health};
 use crate::store::LedgerStore;
 use crate::store::{DestinationRules, SourceRules, Store};
@@ -47,8 +50,9 @@ pub struct App {
     health: Arc<Health>,
     detached: Detached,
     store: Arc<dyn Store>,
-    deliveries: Vec<Delivery>,
-    planner: Arc<Planner>,
+    leader: Leader,
+    leader_failed: oneshot::Receiver<anyhow::Error>,
+    sharing: Option<Arc<Sharing>>,
     in_force: InForce,
     secrets: Option<Secrets>,
 }
@@ -59,12 +63,30 @@ impl App {
     /// # Errors
     /// Whatever keeps the service from starting, with what to do about it.
     pub async fn build(settings: Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let store = open_store(&settings).await?;
+        App::over(store, settings, clock).await
+    }
+
+    /// Binds both listeners, over a ledger that is open.
+    ///
+    /// # Errors
+    /// As [`App::build`].
+    pub async fn over(
+        store: Arc<dyn Store>,
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
         warn_of_few_files(&settings);
-        let store = open_store(&settings)?;
-        store.adopt_keys(clock.now()).await?;
+        let is_shared = store.is_shared();
+        if !is_shared {
+            store.adopt_keys(clock.now()).await?;
+        }
         let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
         let health = Arc::new(Health::new(BACKLOG_LIMIT_PAGES));
         health.pages_found(store.waiting_pages().await?);
+        if is_shared {
+            health.stands_by();
+        }
         let detached = Detached::on(tokio::runtime::Handle::current());
 
         let paused = store.paused_destinations().await?;
@@ -75,6 +97,9 @@ impl App {
         for destination in &settings.destinations {
             let destination_health = Arc::new(DestinationHealth::new(destination.name.clone()));
             destination_health.set_paused(paused.contains(&destination.name));
+            if destination.dry_run {
+                destination_health.set_dry_run();
+            }
             destinations.push(Arc::clone(&destination_health));
             planned.push((Terms::from(&**destination), Arc::clone(&destination_health)));
             let counters = metrics.destination(&destination.name);
@@ -99,6 +124,25 @@ impl App {
             Arc::clone(&clock),
             planned,
         ));
+        let sharing = is_shared.then(|| {
+            Arc::new(Sharing {
+                store: Arc::clone(&store),
+                clock: Arc::clone(&clock),
+                health: Arc::clone(&health),
+                destinations: destinations.clone(),
+            })
+        });
+        let (tell_failed, leader_failed) = oneshot::channel();
+        let leader = Leader {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            health: Arc::clone(&health),
+            destinations: destinations.clone(),
+            deliveries,
+            planner: Arc::clone(&planner),
+            sharing: sharing.clone(),
+            failed: Some(tell_failed),
+        };
         let sources = Arc::new(Sources::new(settings.sources.iter().cloned()));
         let intake = web::Data::new(Intake {
             sources: Arc::clone(&sources),
@@ -144,7 +188,7 @@ impl App {
             health: Arc::clone(&health),
             destinations,
             metrics: Arc::clone(&metrics),
-            planner: Arc::clone(&planner),
+            planner,
             detached: detached.clone(),
             access: Arc::clone(&access),
         });
@@ -179,8 +223,9 @@ impl App {
             health,
             detached,
             store,
-            deliveries,
-            planner,
+            leader,
+            leader_failed,
+            sharing,
             secrets: None,
         })
     }
@@ -201,11 +246,12 @@ impl App {
         self.admin
     }
 
-    /// Runs until `stop`. Then: not ready, no new pages, what is in flight is finished, what is
+    /// Runs until `stop`: the listeners all the time, fold and delivery [while this process
+    /// leads](crate::leading). Then: not ready, no new pages, what is in flight is finished, what is
     /// claimed is given back, the ledger is closed.
     ///
     /// # Errors
-    /// Where a listener fails.
+    /// Where a listener or a loop fails.
     pub async fn run_until(self, stop: CancellationToken) -> anyhow::Result<()> {
         tracing::info!(webhook = %self.webhook, admin = %self.admin, ledger = self.store.ledger_id(), "cohort-bridge is up");
         let webhook = self.webhook_server.handle();
@@ -214,25 +260,22 @@ impl App {
         let admin_server = tokio::spawn(self.admin_server);
         let loops = CancellationToken::new();
         let mut running = JoinSet::new();
-        let fold = Fold::new(Arc::clone(&self.store), Arc::clone(&self.clock));
-        running.spawn(fold.run(Arc::clone(&self.health), loops.clone()));
-        running.spawn(
-            self.planner
-                .tell_at_rest(Arc::clone(&self.health), loops.clone()),
-        );
-        for delivery in self.deliveries {
-            running.spawn(delivery.run(Arc::clone(&self.health), loops.clone()));
+        running.spawn(self.leader.run(loops.clone()));
+        if let Some(sharing) = self.sharing {
+            running.spawn(sharing.follow(loops.clone()).map(Ok));
         }
         if let Some(secrets) = self.secrets {
-            running.spawn(secrets.keep_up(self.in_force, loops.clone()));
+            running.spawn(secrets.keep_up(self.in_force, loops.clone()).map(Ok));
         }
 
         let failed = tokio::select! {
             () = stop.cancelled() => None,
             ended = &mut webhook_server => Some(anyhow!("the webhook listener ended: {ended:?}")),
-            // They run until they are stopped. One that panicked would leave pages unfolded or
-            // traits undelivered, silently; a restart is safe at any moment.
-            ended = running.join_next() => Some(anyhow!("a loop of the service ended: {ended:?}")),
+            Ok(error) = self.leader_failed => Some(error),
+            ended = running.join_next() => Some(match ended {
+                Some(Ok(Err(error))) => error,
+                ended => anyhow!("a loop of the service ended: {ended:?}"),
+            }),
         };
         let deadline = self.clock.now() + millis(self.shutdown_grace);
         tracing::info!("stopping: no new pages");
@@ -285,26 +328,23 @@ fn warn_of_few_files(settings: &Settings) {
 }
 
 /// The ledger of the settings.
-pub(crate) fn open_store(settings: &Settings) -> anyhow::Result<Arc<dyn Store>> {
+pub(crate) async fn open_store(settings: &Settings) -> anyhow::Result<Arc<dyn Store>> {
     let sources = all_source_rules(settings);
     let destinations = settings
         .destinations
         .iter()
         .map(|destination| destination_rules(destination))
         .collect();
-    match &settings.database {
-        Database::Sqlite(path) => {
-            let routes = settings.routes.clone();
-            let store = LedgerStore::open_routed(path, sources, destinations, routes)
-                .with_context(|| {
-                    format!(
-                        "the ledger {} cannot be opened (DATABASE_URL)",
-                        path.display()
-                    )
-                })?;
-            Ok(Arc::new(store))
-        }
-    }
+    let routes = settings.routes.clone();
+    let database = settings.database.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        LedgerStore::open_at(&database, sources, destinations, routes)
+    });
+    let store = opening.await?.with_context(|| {
+        let database = &settings.database;
+        format!("the ledger {database} cannot be opened (DATABASE_URL)")
+    })?;
+    Ok(Arc::new(store))
 }
 
 /// What the ledger needs to know of the sources of the settings.

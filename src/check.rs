@@ -1,7 +1,6 @@
 //! `cohort-bridge check`: is everything that `serve` needs there, and does a written trait stay?
 
 use std::io::Write;
-use std::path::Path;
 
 use crate::app::{all_source_rules, open_store};
 use crate::clock::Clock;
@@ -58,52 +57,57 @@ pub async fn check(
 }
 
 async fn ledger(settings: &Settings) -> Vec<Row> {
-    let Database::Sqlite(path) = &settings.database;
+    let database = &settings.database;
     let row = |works, detail| Row {
         what: "ledger".into(),
         works,
         detail,
     };
-    let error = match open_store(settings) {
+    let error = match open_store(settings).await {
         Ok(store) => {
             let ledger = match store.ready().await {
-                Ok(()) => row(
-                    true,
-                    format!("{}: opened, migrated and written to", path.display()),
-                ),
+                Ok(()) => row(true, format!("{database}: opened, migrated and written to")),
                 Err(error) => row(false, error.to_string()),
             };
-            let next_start = next_start(settings, path);
+            let next_start = next_start(settings).await;
             store.close().await;
             return [ledger].into_iter().chain(next_start).collect();
         }
         Err(error) => error,
     };
-    match (error.downcast_ref::<StoreError>(), schema_version(path)) {
+    let version = match database {
+        Database::Sqlite(path) => schema_version(path).ok().flatten(),
+        Database::Postgres(_) => None,
+    };
+    match (error.downcast_ref::<StoreError>(), version) {
         // A service that runs beside the check is no fault.
-        (Some(StoreError::InUse { .. }), Ok(Some(version))) => {
-            let detail = format!(
-                "{}: in use by a running service, schema version {version}",
-                path.display()
-            );
+        (Some(StoreError::InUse { .. }), Some(version)) => {
+            let detail =
+                format!("{database}: in use by a running service, schema version {version}");
             let is_known = version == SCHEMA_VERSION;
-            let next_start = is_known.then(|| next_start(settings, path));
-            let rows = [row(true, detail)].into_iter();
-            rows.chain(next_start.into_iter().flatten()).collect()
+            let mut rows = vec![row(true, detail)];
+            if is_known {
+                rows.extend(next_start(settings).await);
+            }
+            rows
         }
         _ => vec![row(false, format!("{error:#}"))],
     }
 }
 
 /// What the next start makes of the ledger.
-fn next_start(settings: &Settings, path: &Path) -> Vec<Row> {
-    let mut rows = trait_keys(settings, path);
-    rows.extend(routes(settings, path));
-    rows
+async fn next_start(settings: &Settings) -> Vec<Row> {
+    let settings = settings.clone();
+    let looking = tokio::task::spawn_blocking(move || {
+        let mut rows = trait_keys(&settings);
+        rows.extend(routes(&settings));
+        rows
+    });
+    looking.await.unwrap_or_default()
 }
 
 /// Where cohorts go, as far as not everything goes everywhere as it did.
-fn routes(settings: &Settings, path: &Path) -> Vec<Row> {
+fn routes(settings: &Settings) -> Vec<Row> {
     let row = |works, detail| Row {
         what: "route".into(),
         works,
@@ -111,10 +115,11 @@ fn routes(settings: &Settings, path: &Path) -> Vec<Row> {
     };
     let destinations = settings.destinations.iter();
     let destinations: Vec<_> = destinations.map(|there| there.name.clone()).collect();
-    let (changes, nowhere) = match route_changes(path, &destinations, &settings.routes) {
-        Ok(found) => found,
-        Err(error) => return vec![row(false, error.to_string())],
-    };
+    let (changes, nowhere) =
+        match route_changes(&settings.database, &destinations, &settings.routes) {
+            Ok(found) => found,
+            Err(error) => return vec![row(false, error.to_string())],
+        };
     let is_plain = settings.routes == Routes::default();
     let changes = changes
         .iter()
@@ -157,13 +162,13 @@ fn route_change(change: &RouteChange) -> Option<String> {
 
 /// What the next start makes of the trait keys in the settings file. Read beside whoever has the
 /// ledger open; it is `serve` that changes them.
-fn trait_keys(settings: &Settings, path: &Path) -> Vec<Row> {
+fn trait_keys(settings: &Settings) -> Vec<Row> {
     let row = |works, detail| Row {
         what: "trait key".into(),
         works,
         detail,
     };
-    match key_changes(path, &all_source_rules(settings)) {
+    match key_changes(&settings.database, &all_source_rules(settings)) {
         Ok(changes) => changes
             .iter()
             .map(|change| row(true, at_next_start(change)))

@@ -12,8 +12,10 @@ use crate::config::setting::{self, Setting};
 use crate::http::admin::views::Decision;
 use crate::operator::{Action, ResyncOf, Selection};
 
+mod ledger;
 mod pause;
 
+pub use ledger::{BackupArgs, MigrateArgs};
 pub use pause::PauseArgs;
 
 /// What follows the flags in `--help` of commands that have settings.
@@ -49,6 +51,10 @@ pub enum Command {
     Check(ServeArgs),
     /// Ask the service on this machine whether it is well, within 5 s: exit 0 if so, else 1.
     Health(HealthArgs),
+    /// Copy a SQLite ledger into a new file, also while the service uses it.
+    Backup(BackupArgs),
+    /// Move a SQLite ledger, which nobody uses, into an empty PostgreSQL database; run again, it goes on.
+    MigrateStore(MigrateArgs),
     /// An operator's action on a running service.
     #[command(flatten)]
     Operator(OperatorCommand),
@@ -66,7 +72,7 @@ pub struct ServeArgs {
     /// Bearer token of admin calls that change anything or name a person; without one they work on loopback only.
     #[arg(long, value_name = "TOKEN")]
     pub admin_token: Option<SecretString>,
-    /// Where the ledger is kept: sqlite:// and the path of a file, which is created where missing.
+    /// Where the ledger is kept: sqlite:// and the path of a file, which is created where missing, or postgres://user:password@host/database.
     #[arg(long, value_name = "URL")]
     pub database_url: Option<SecretString>,
     /// Who may send webhooks by HTTP Basic; several, for rotation, are separated by space or newline.
@@ -468,6 +474,8 @@ pub fn command() -> clap::Command {
     let mut command =
         Cli::command().mut_subcommand("replay", |replay| with_notes(replay, setting::REPLAY));
     command = command.mut_subcommand("health", |health| with_notes(health, setting::HEALTH));
+    command = command.mut_subcommand("backup", |backup| with_notes(backup, setting::BACKUP));
+    command = command.mut_subcommand("migrate-store", |it| with_notes(it, setting::MIGRATE));
     for name in ["dead-letters", "held-removals"] {
         command = command.mut_subcommand(name, |group| {
             group.mut_subcommands(|action| with_notes(action, setting::OPERATOR))
@@ -740,6 +748,11 @@ mod tests {
                 "{flag}"
             );
         }
+        let lines = help_lines("backup");
+        assert!(lines["--database-url"].contains("[env: DATABASE_URL, DATABASE_URL_FILE]"));
+        let lines = help_lines("migrate-store");
+        assert!(lines["--from"].contains("[env: COHORT_BRIDGE_FROM] [default: DATABASE_URL]"));
+        assert!(lines["--to"].contains("[env: COHORT_BRIDGE_TO, COHORT_BRIDGE_TO_FILE]"));
         for (group, name) in [("dead-letters", "drop"), ("held-removals", "approve")] {
             let help = command()
                 .find_subcommand_mut(group)
@@ -774,6 +787,8 @@ mod tests {
             "forget someone --delete-traits",
             "retire default 42",
             "plan --json",
+            "backup --to copy.db --database-url sqlite://ledger.db",
+            "migrate-store --from sqlite://ledger.db --to postgres://u:p@h/d",
             "held-removals show default 42",
             "held-removals approve default 42 --json",
             "held-removals discard default 42 --admin-url http://h:1",

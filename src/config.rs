@@ -5,7 +5,6 @@
 //! fault. [`setting`] is the table that `--help` and the readers share.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +13,11 @@ use url::Url;
 
 pub use self::client::{AdminEndpoint, HealthQuestion, ReplaySettings};
 pub use self::environment::Environment;
+pub use self::moving::{BackupSettings, MigrateSettings};
 pub use self::reader::{ConfigError, Fault};
 pub use self::rolling::{News, RefusedFile, SecretFile, SecretFiles, Seen};
+pub use crate::store::Database;
+
 use crate::cohort::{DestinationName, OnLeave, SourceName};
 use crate::flagsmith::Authorities;
 use crate::guard::RemovalGuard;
@@ -29,6 +31,7 @@ mod environment;
 mod file;
 mod files;
 mod layers;
+mod moving;
 mod parse;
 mod parts;
 mod reader;
@@ -66,13 +69,6 @@ pub struct Settings {
     pub log_filter: String,
     /// What is allowed but unwise, a sentence each; to be logged at the start.
     pub warnings: Vec<String>,
-}
-
-/// Where the ledger is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Database {
-    /// One SQLite file, created where missing.
-    Sqlite(PathBuf),
 }
 
 /// One Mixpanel connection.

@@ -25,7 +25,7 @@ use crate::meter::{Allowance, Meter};
 use crate::metrics::DestinationMetrics;
 use crate::pace::Pace;
 use crate::status::{DestinationHealth, DestinationState};
-use crate::store::{Claim, Outcome, Settlement, Store};
+use crate::store::{Claim, Outcome, Settlement, Store, StoreError, Term};
 
 mod bulk;
 mod call;
@@ -75,6 +75,8 @@ pub struct Dispatch {
     /// Wakes the canary: much is unproven.
     proof_wanted: Notify,
     prove_after_calls: usize,
+    /// From then on the ledger takes nothing, and nobody is to be called.
+    term: Term,
 }
 
 /// What [`Dispatch`] is made of.
@@ -189,6 +191,11 @@ impl Desk {
 impl Dispatch {
     /// Delivery that was not begun yet.
     pub fn new(parts: Parts) -> Self {
+        Dispatch::within(parts, Term::for_ever())
+    }
+
+    /// Delivery that was not begun yet, in that term.
+    pub fn within(parts: Parts, term: Term) -> Self {
         let Parts {
             store,
             clock,
@@ -202,7 +209,7 @@ impl Dispatch {
             per_second: destination.max_calls_per_second,
             per_month: destination.call_budget,
         };
-        let meter = Arc::new(Meter::new(Arc::clone(&clock), allowance));
+        let meter = Arc::new(Meter::within(Arc::clone(&clock), allowance, term.clone()));
         if destination.dry_run {
             health.set_dry_run();
         } else {
@@ -230,6 +237,7 @@ impl Dispatch {
             suspicion: Notify::new(),
             proof_wanted: Notify::new(),
             prove_after_calls: PROVE_AFTER_CALLS,
+            term,
         }
     }
 
@@ -240,8 +248,8 @@ impl Dispatch {
         self
     }
 
-    /// Delivers until `stop`; then finishes the calls under way and gives back the rest. `changes`
-    /// says that the ledger changed. A dry run calls nobody.
+    /// Delivers until `stop`; then finishes the calls under way and gives back the rest, where the term
+    /// is not over. `changes` says that the ledger changed. A dry run calls nobody.
     pub async fn run(self: Arc<Self>, changes: watch::Receiver<()>, stop: CancellationToken) {
         if self.destination.dry_run {
             // What is ordered to be written again stays ordered: pending, all of it would be called for
@@ -266,8 +274,16 @@ impl Dispatch {
         }
         // Dropped with this future, it ends with it.
         let mut canary = JoinSet::new();
-        canary.spawn(Arc::clone(&self).send_canaries(watch, stop.clone()));
-        canary.spawn(Arc::clone(&self).write_again_on_and_on(stop.clone()));
+        // With the term too: a canary of ours would lie over that of whoever leads next.
+        let canaries = Arc::clone(&self).send_canaries(watch, stop.clone());
+        canary.spawn(
+            self.term
+                .ended()
+                .clone()
+                .run_until_cancelled_owned(canaries),
+        );
+        let again = Arc::clone(&self).write_again_on_and_on(stop.clone());
+        canary.spawn(self.term.ended().clone().run_until_cancelled_owned(again));
         self.keep_the_desk(changes, stop).await;
         // At once: the grace may end before a call that hangs does.
         self.settle_the_rest().await;
@@ -285,7 +301,8 @@ impl Dispatch {
     }
 
     fn tell_state(&self, state: DestinationState) {
-        if !self.health.set(state.clone()) {
+        // Of calls that were not to be made any more nobody wants to know.
+        if self.term.is_over() || !self.health.set(state.clone()) {
             return;
         }
         let destination = &self.destination.name;
@@ -297,6 +314,18 @@ impl Dispatch {
             DestinationState::Halted { reason } => {
                 tracing::error!(%destination, %reason, "destination halted until somebody mends it");
             }
+            // That is told of a whole replica.
+            DestinationState::Standby => {}
+        }
+    }
+
+    /// Says that the ledger failed, where that is not because the term is over: that is said once.
+    fn tell_ledger_failed(&self, error: &StoreError, so: &str) {
+        let destination = &self.destination.name;
+        if self.term.is_over() {
+            tracing::debug!(%destination, %error, "after the term: {so}");
+        } else {
+            tracing::error!(%destination, %error, "{so}");
         }
     }
 }

@@ -224,6 +224,8 @@ impl Fold {
                     }
                     TIDY_EVERY
                 }
+                // The term is over, which is said once.
+                Err(FoldError::Store(StoreError::NotLeading)) if stop.is_cancelled() => break,
                 Err(error) => {
                     tracing::error!(%error, "folding waits: the ledger cannot be written");
                     self.work = None;

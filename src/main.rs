@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use cohort_bridge::app::App;
-use cohort_bridge::clock::SystemClock;
+use cohort_bridge::clock::{Clock, SystemClock};
 use cohort_bridge::config::{
-    AdminEndpoint, ConfigError, Environment, HealthQuestion, LogFormat, ReplaySettings,
-    SecretFiles, Settings,
+    AdminEndpoint, BackupSettings, ConfigError, Environment, HealthQuestion, LogFormat,
+    MigrateSettings, ReplaySettings, SecretFiles, Settings,
 };
 use cohort_bridge::secrets::Secrets;
-use cohort_bridge::{check, cli, demo, health, logging, operator, replay};
+use cohort_bridge::{check, cli, demo, health, logging, moving, operator, replay};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -82,6 +82,18 @@ async fn run(command: cli::Command) -> anyhow::Result<bool> {
                 .run(&settings.paths, &mut std::io::stdout())
                 .await?;
             Ok(summary.is_success())
+        }
+        cli::Command::Backup(args) => {
+            let settings = BackupSettings::from_args(&args, &environment)?;
+            let copying = move || moving::backup(&settings, &mut std::io::stdout());
+            tokio::task::spawn_blocking(copying).await??;
+            Ok(true)
+        }
+        cli::Command::MigrateStore(args) => {
+            let settings = MigrateSettings::from_args(&args, &environment)?;
+            let now = SystemClock.now();
+            let moving = move || moving::migrate(&settings, now, &mut std::io::stdout());
+            tokio::task::spawn_blocking(moving).await?
         }
         cli::Command::Operator(command) => {
             let (args, action) = command.into_action();

@@ -13,6 +13,7 @@ use crate::calls::{CallOrder, Calls, CallsCounted, CallsView, Payment};
 use crate::clock::{Clock, Millis};
 use crate::month::Month;
 use crate::rate::Rate;
+use crate::store::Term;
 
 /// The meter of one destination.
 pub struct Meter {
@@ -24,6 +25,8 @@ pub struct Meter {
     ordered: Notify,
     /// The ledger granted calls, or refused.
     answered: Notify,
+    /// When it is over no call is made.
+    term: Term,
 }
 
 struct Account {
@@ -54,6 +57,11 @@ pub enum NotNow {
 impl Meter {
     /// A meter that allows so much; what was called this month is not known to it yet.
     pub fn new(clock: Arc<dyn Clock>, allowance: Allowance) -> Self {
+        Meter::within(clock, allowance, Term::for_ever())
+    }
+
+    /// A meter that allows so much until the term is over, and nothing then.
+    pub fn within(clock: Arc<dyn Clock>, allowance: Allowance, term: Term) -> Self {
         let now = clock.now();
         Meter {
             clock,
@@ -65,6 +73,7 @@ impl Meter {
             }),
             ordered: Notify::new(),
             answered: Notify::new(),
+            term,
         }
     }
 
@@ -106,12 +115,18 @@ impl Meter {
             answered.as_mut().enable();
             match self.try_pay() {
                 Some(may) => return may,
-                None => answered.await,
+                None => tokio::select! {
+                    () = answered => {}
+                    () = self.term.ended().cancelled() => {}
+                },
             }
         }
     }
 
     fn try_pay(&self) -> Option<bool> {
+        if self.term.is_over() {
+            return Some(false);
+        }
         let now = self.clock.now();
         let mut account = self.account();
         if account.promised > 0 {
@@ -184,5 +199,36 @@ impl Meter {
 
     fn account(&self) -> MutexGuard<'_, Account> {
         self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    #[test]
+    fn whoever_waits_for_a_grant_at_the_end_of_the_term_gets_none() {
+        for per_month in [None, Some(10)] {
+            let clock = Arc::new(ManualClock::at(0));
+            let ended = CancellationToken::new();
+            let allowance = Allowance {
+                per_second: None,
+                per_month,
+            };
+            let meter = Meter::within(clock, allowance, Term::new(ended.clone()).0);
+            let mut paid = std::pin::pin!(meter.pay());
+            let at_once = paid.as_mut().now_or_never();
+            assert_eq!(at_once, per_month.is_none().then_some(true));
+            ended.cancel();
+            if at_once.is_none() {
+                assert_eq!(paid.now_or_never(), Some(false));
+            }
+            assert_eq!(meter.pay().now_or_never(), Some(false));
+        }
     }
 }

@@ -132,6 +132,7 @@ struct Gauges {
     call_budget: IntGaugeVec,
     secrets_refused: IntGauge,
     inbox_pages: IntGauge,
+    leading: IntGauge,
     resident_memory_bytes: IntGauge,
 }
 
@@ -248,6 +249,10 @@ impl Metrics {
                     "cohort_bridge_inbox_pages",
                     "Pages written down and not yet folded.",
                 )?,
+                leading: register.int_gauge(
+                    "cohort_bridge_leading",
+                    "1 while this process folds and delivers, 0 while another replica does.",
+                )?,
                 resident_memory_bytes: register.int_gauge(
                     "process_resident_memory_bytes",
                     "Resident memory; 0 where the system does not tell.",
@@ -322,7 +327,8 @@ impl Metrics {
     }
 
     /// Everything in Prometheus' text format. Where the snapshot could not read the ledger, what
-    /// only the ledger knows is left out rather than shown as it was.
+    /// only the ledger knows is left out rather than shown as it was; on standby, what only the replica
+    /// knows that delivers.
     ///
     /// # Errors
     ///
@@ -354,10 +360,12 @@ impl Gauges {
         self.call_budget.reset();
         for destination in &snapshot.destinations {
             let label = [&*destination.name.0];
-            let halted = matches!(destination.state, DestinationState::Halted { .. });
-            self.destination_halted
-                .with_label_values(&label)
-                .set(i64::from(halted));
+            if destination.state != DestinationState::Standby {
+                let halted = matches!(destination.state, DestinationState::Halted { .. });
+                self.destination_halted
+                    .with_label_values(&label)
+                    .set(i64::from(halted));
+            }
             self.paused
                 .with_label_values(&label)
                 .set(i64::from(destination.paused));
@@ -412,6 +420,7 @@ impl Gauges {
         self.secrets_refused
             .set(i64::from(!snapshot.refused_secrets.is_empty()));
         self.inbox_pages.set(gauge(snapshot.backlog_pages));
+        self.leading.set(i64::from(snapshot.leading));
         self.resident_memory_bytes
             .set(gauge(resident_memory_bytes().unwrap_or(0)));
     }
@@ -453,6 +462,7 @@ mod tests {
     fn snapshot() -> StatusSnapshot {
         StatusSnapshot {
             now: 100_000,
+            leading: true,
             backlog_pages: 3,
             refusal: None,
             refused_secrets: vec![],
@@ -549,6 +559,7 @@ mod tests {
             r#"cohort_bridge_calls_this_month{destination="production"} 42"#,
             r#"cohort_bridge_call_budget{destination="production"} 1000"#,
             "cohort_bridge_inbox_pages 3",
+            "cohort_bridge_leading 1",
             "cohort_bridge_secret_reload_failures_total 1",
             "cohort_bridge_secrets_refused 1",
             concat!(
@@ -587,6 +598,30 @@ mod tests {
         assert!(!text.contains("cohort_bridge_held_removals{"));
         assert!(!text.contains("cohort_bridge_cohort_runs{"));
         assert!(text.contains(r#"cohort_bridge_destination_halted{destination="production"} 1"#));
+    }
+
+    #[test]
+    fn on_standby_only_what_the_ledger_knows_is_told() {
+        let metrics = Metrics::new().unwrap();
+        metrics.render(&snapshot()).unwrap();
+        let mut standby = snapshot();
+        standby.leading = false;
+        let there = standby.destinations.pop().unwrap();
+        standby.destinations.push(there.on_standby());
+        let text = metrics.render(&standby).unwrap();
+        for unknown in ["destination_halted", "calls_this_month", "call_budget"] {
+            let series = format!("cohort_bridge_{unknown}{{");
+            assert!(!text.contains(&series), "{text}");
+        }
+        for known in [
+            "cohort_bridge_leading 0\n",
+            "cohort_bridge_pending{destination=\"production\"} 10\n",
+            "cohort_bridge_dead{destination=\"production\"} 2\n",
+            "cohort_bridge_paused{destination=\"production\"} 0\n",
+            "cohort_bridge_inbox_pages 3\n",
+        ] {
+            assert!(text.contains(known), "{text}");
+        }
     }
 
     #[test]

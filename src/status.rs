@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Millis;
 use crate::cohort::DestinationName;
@@ -33,6 +34,8 @@ pub struct Health {
     inbox_waiting: AtomicI64,
     backlog_limit: u64,
     shutting_down: AtomicBool,
+    /// Until when this process leads; `None` where it does not.
+    leads_until: Mutex<Option<CancellationToken>>,
     refused_secrets: Mutex<Vec<RefusedSecret>>,
 }
 
@@ -66,7 +69,7 @@ pub enum Refusal {
 }
 
 impl Health {
-    /// A service that takes pages in until `backlog_limit` of them wait.
+    /// A service that takes pages in until `backlog_limit` of them wait, and leads.
     pub fn new(backlog_limit: u64) -> Self {
         Health {
             arrived: Notify::new(),
@@ -75,6 +78,7 @@ impl Health {
             inbox_waiting: AtomicI64::new(0),
             backlog_limit,
             shutting_down: AtomicBool::new(false),
+            leads_until: Mutex::new(Some(CancellationToken::new())),
             refused_secrets: Mutex::default(),
         }
     }
@@ -127,6 +131,35 @@ impl Health {
         self.inbox_waiting.fetch_sub(count, Ordering::Relaxed);
     }
 
+    /// What was counted so far: to be taken before the store is asked for [`Health::pages_wait`].
+    pub fn pages_counted(&self) -> i64 {
+        self.inbox_waiting.load(Ordering::Relaxed)
+    }
+
+    /// So many pages wait, whoever appended and folded them. What happened here since
+    /// [`Health::pages_counted`] counts beside that: twice perhaps, until the next time.
+    pub fn pages_wait(&self, waiting: u64, counted: i64) {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        self.inbox_waiting
+            .fetch_add(waiting.saturating_sub(counted), Ordering::Relaxed);
+    }
+
+    /// Another process folds and delivers.
+    pub fn stands_by(&self) {
+        *held(&self.leads_until) = None;
+    }
+
+    /// This process folds and delivers until `ended`.
+    pub fn leads_until(&self, ended: CancellationToken) {
+        *held(&self.leads_until) = Some(ended);
+    }
+
+    /// Whether this process folds and delivers.
+    pub fn is_leading(&self) -> bool {
+        let until = held(&self.leads_until);
+        until.as_ref().is_some_and(|ended| !ended.is_cancelled())
+    }
+
     /// Pages that wait to be folded.
     pub fn backlog(&self) -> u64 {
         // Below zero for a moment where a page was folded before its append was counted.
@@ -167,6 +200,8 @@ impl Health {
 pub struct StatusSnapshot {
     /// When it was taken.
     pub now: Millis,
+    /// Whether this process folds and delivers.
+    pub leading: bool,
     /// Pages that wait in the inbox.
     pub backlog_pages: u64,
     /// Why pages are not taken in; `None` while they are.
@@ -385,6 +420,38 @@ mod tests {
         health.page_appended();
         health.page_appended();
         assert_eq!(health.backlog(), 1);
+    }
+
+    #[test]
+    fn what_others_append_and_fold_counts_too_and_an_append_here_at_once() {
+        let health = Health::new(10);
+        health.pages_found(4);
+        let counted = health.pages_counted();
+        health.page_appended();
+        health.pages_wait(7, counted);
+        assert_eq!(
+            health.backlog(),
+            8,
+            "the append may be among the seven or not"
+        );
+        health.pages_wait(7, health.pages_counted());
+        assert_eq!(health.backlog(), 7);
+        health.pages_folded(9);
+        health.pages_wait(1, health.pages_counted());
+        assert_eq!(health.backlog(), 1);
+    }
+
+    #[test]
+    fn it_leads_until_its_term_is_over() {
+        let health = Health::new(1);
+        assert!(health.is_leading(), "alone");
+        health.stands_by();
+        assert!(!health.is_leading());
+        let ended = CancellationToken::new();
+        health.leads_until(ended.clone());
+        assert!(health.is_leading());
+        ended.cancel();
+        assert!(!health.is_leading());
     }
 
     #[test]

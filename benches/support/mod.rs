@@ -185,7 +185,7 @@ impl Service {
         let begun = Instant::now();
         let child = command
             .arg("serve")
-            .env("DATABASE_URL", format!("sqlite://{}", ledger.display()))
+            .env("DATABASE_URL", database_url(ledger))
             .env("COHORT_BRIDGE_LISTEN", webhook.to_string())
             .env("COHORT_BRIDGE_ADMIN_LISTEN", admin.to_string())
             .env("COHORT_BRIDGE_WEBHOOK_BASIC_AUTH", AUTH)
@@ -335,4 +335,10 @@ pub fn rate_until(standin: &StandIn, calls: usize) -> f64 {
 
 pub fn is_pending(service: &Service) -> bool {
     service.json("/api/v1/cohorts")["cohorts"][0]["destinations"][0]["pending"] != 0
+}
+
+/// Where the ledger is: in that file, or where `BENCH_DATABASE_URL` says (an empty PostgreSQL database,
+/// for one run).
+pub fn database_url(ledger: &std::path::Path) -> String {
+    std::env::var("BENCH_DATABASE_URL").unwrap_or_else(|_| format!("sqlite://{}", ledger.display()))
 }

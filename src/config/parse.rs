@@ -13,6 +13,7 @@ use super::Database;
 use super::files::{Counts, Files};
 use super::setting;
 use crate::flagsmith::Authorities;
+use crate::store::PostgresUrl;
 
 /// Bytes of a file of certificates at most: a machine's own bundle has a quarter of that.
 const MAX_CA_FILE_BYTES: u64 = 1024 * 1024;
@@ -131,7 +132,7 @@ pub(super) fn size(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usiz
 
 /// Where the ledger is.
 pub(super) fn database(value: &str) -> Result<Database, String> {
-    const ADVICE: &str = "write sqlite:// and the path of a file, such as sqlite://cohort-bridge.db or sqlite:///var/lib/cohort-bridge/ledger.db";
+    const ADVICE: &str = "write sqlite:// and the path of a file, such as sqlite://cohort-bridge.db or sqlite:///var/lib/cohort-bridge/ledger.db, or postgres://user:password@host:5432/database";
 
     let (scheme, rest) = value.split_once(':').ok_or(ADVICE)?;
     match scheme {
@@ -153,9 +154,11 @@ pub(super) fn database(value: &str) -> Result<Database, String> {
             }
             Ok(Database::Sqlite(PathBuf::from(path)))
         }
-        "postgres" | "postgresql" => Err(format!(
-            "PostgreSQL is not supported by this version: {ADVICE}"
-        )),
+        "postgres" | "postgresql" => {
+            let is_private = |host: &str| Host::parse(host).is_ok_and(|host| is_near_host(&host));
+            let url = PostgresUrl::parse(value, is_private)?;
+            Ok(Database::Postgres(Box::new(url)))
+        }
         _ => Err(ADVICE.to_owned()),
     }
 }
@@ -205,16 +208,19 @@ pub(super) fn flagsmith_url(allow_http: bool) -> impl Fn(&str) -> Result<Url, St
 
 /// Whether a URL's host is this machine, a private network or a cluster's own name.
 pub(super) fn is_near(url: &Url) -> bool {
+    url.host().is_some_and(|host| is_near_host(&host))
+}
+
+fn is_near_host<S: AsRef<str>>(host: &Host<S>) -> bool {
     const NEAR_DOMAINS: [&str; 4] = [".svc", ".local", ".internal", ".localhost"];
 
-    match url.host() {
-        Some(Host::Ipv4(ip)) => is_near_ip(IpAddr::V4(ip)),
-        Some(Host::Ipv6(ip)) => is_near_ip(IpAddr::V6(ip).to_canonical()),
-        Some(Host::Domain(name)) => {
-            let name = name.trim_end_matches('.');
+    match host {
+        Host::Ipv4(ip) => is_near_ip(IpAddr::V4(*ip)),
+        Host::Ipv6(ip) => is_near_ip(IpAddr::V6(*ip).to_canonical()),
+        Host::Domain(name) => {
+            let name = name.as_ref().trim_end_matches('.');
             !name.contains('.') || NEAR_DOMAINS.iter().any(|domain| name.ends_with(domain))
         }
-        None => false,
     }
 }
 
@@ -265,6 +271,10 @@ pub(super) fn properties(value: &str) -> Result<Vec<String>, String> {
     for name in value.split(',').map(str::trim) {
         if name.is_empty() {
             return Err("write property names separated by commas, none of them blank".to_owned());
+        }
+        // The ledger keeps the name with every page, and not every database can hold that.
+        if name.contains('\0') {
+            return Err("write property names without NUL characters".to_owned());
         }
         if properties.iter().any(|known| known == name) {
             return Err("name each property once".to_owned());
@@ -485,13 +495,18 @@ mod tests {
         ] {
             database(value).expect_err(value);
         }
-        for value in ["postgres://u:p@h/x", "postgresql://u:p@h/x"] {
+        for value in ["postgres://u:pass@h/x", "postgresql://u:pass@h:5432/x"] {
+            let shown = format!("{:?}", database(value));
+            assert!(shown.contains("h/x"), "{shown}");
+            assert!(!shown.contains("pass"), "{shown}");
+        }
+        for value in [
+            "postgres://u:pass@h",
+            "postgres:",
+            "postgres://u:pass@h/x?sslmode=maybe",
+        ] {
             let fault = database(value).expect_err(value);
-            assert!(
-                fault.contains("PostgreSQL is not supported by this version"),
-                "{fault}"
-            );
-            assert!(!fault.contains("u:p"), "{fault}");
+            assert!(!fault.contains("pass@"), "{fault}");
         }
     }
 
@@ -580,7 +595,7 @@ mod tests {
                 "User ID".into()
             ])
         );
-        for value in ["", " ", "a,", ",a", "a,,b", "a, ,b", "a,b,a"] {
+        for value in ["", " ", "a,", ",a", "a,,b", "a, ,b", "a,b,a", "a\0", "a,\0"] {
             properties(value).expect_err(value);
         }
     }

@@ -733,7 +733,7 @@ const ROWS: &[Row] = &[
                 ("COHORT_BRIDGE_MAX_BODY_SIZE", "99999999999999999999GiB"),
                 ("COHORT_BRIDGE_ON_LEAVE", "remove"),
                 ("COHORT_BRIDGE_MAX_INFLIGHT", "3"),
-                ("DATABASE_URL", "postgres://u:hush@h/d"),
+                ("DATABASE_URL", "mysql://u:hush@h/d"),
                 ("RUST_LOG", "inof"),
             ],
         )
@@ -748,7 +748,7 @@ const ROWS: &[Row] = &[
             "  --max-body-size (COHORT_BRIDGE_MAX_BODY_SIZE) cannot be ",
             r#"  --on-leave (COHORT_BRIDGE_ON_LEAVE) cannot be "remove": write false or delete"#,
             "  COHORT_BRIDGE_MAX_INFLIGHT is not a setting: did you mean COHORT_BRIDGE_MAX_IN_FLIGHT?",
-            "  --database-url (DATABASE_URL) cannot be used: PostgreSQL is not supported",
+            "  --database-url (DATABASE_URL) cannot be used: write sqlite:// and the path",
             "  --flagsmith-environment-key (COHORT_BRIDGE_FLAGSMITH_ENVIRONMENT_KEY) is required",
             "  RUST_LOG cannot be \"inof\": write error, warn",
         ] {

@@ -242,6 +242,11 @@ pub(crate) const REPLAY_SIGNING_SECRET: Setting =
 pub(crate) const REPLAY_RATE: Setting =
     Setting::new("--rate", "COHORT_BRIDGE_RATE", Described("no limit"));
 
+pub(crate) const FROM: Setting =
+    Setting::new("--from", "COHORT_BRIDGE_FROM", Described("DATABASE_URL")).url();
+pub(crate) const TO: Setting =
+    Setting::new("--to", "COHORT_BRIDGE_TO", Described("required")).secret();
+
 /// The settings of `serve` and `check`, but for `--allow-unauthenticated`, which has no variable.
 pub const SERVE: &[Setting] = &[
     LISTEN,
@@ -289,6 +294,12 @@ pub const REPLAY: &[Setting] = &[
     REPLAY_RATE,
 ];
 
+/// The settings of `backup`.
+pub const BACKUP: &[Setting] = &[DATABASE_URL];
+
+/// The settings of `migrate-store`.
+pub const MIGRATE: &[Setting] = &[FROM, TO];
+
 /// Variables of switches that the command line reads by itself.
 const SWITCHES: &[&str] = &[
     "COHORT_BRIDGE_STAY",
@@ -298,7 +309,7 @@ const SWITCHES: &[&str] = &[
 
 /// Every variable that any command knows, those of files included.
 pub fn variables() -> impl Iterator<Item = String> {
-    [SERVE, OPERATOR, REPLAY]
+    [SERVE, OPERATOR, REPLAY, MIGRATE]
         .into_iter()
         .flatten()
         .flat_map(|setting| {
@@ -313,7 +324,7 @@ mod tests {
 
     #[test]
     fn variables_are_the_flags_in_capitals() {
-        for setting in [SERVE, OPERATOR, REPLAY].into_iter().flatten() {
+        for setting in [SERVE, OPERATOR, REPLAY, MIGRATE].into_iter().flatten() {
             let capitals = setting.flag[2..].to_uppercase().replace('-', "_");
             let expected = match setting.flag {
                 "--database-url" => capitals,

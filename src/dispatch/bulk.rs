@@ -209,8 +209,11 @@ impl Dispatch {
         self.put_down(&mut desk, settled);
         self.tell_state(self.state(&desk.gate));
         let under_way = desk.calling;
-        let next = (desk.gate.is_open() && !desk.closing && !self.health.is_paused())
-            .then(|| desk.pace.begun(under_way));
+        let next = (desk.gate.is_open()
+            && !desk.closing
+            && !self.health.is_paused()
+            && !self.term.is_over())
+        .then(|| desk.pace.begun(under_way));
         self.wake_after(desk, before, now);
         next
     }

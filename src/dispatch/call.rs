@@ -72,7 +72,7 @@ impl Dispatch {
 
     fn take<T>(&self, take: impl Fn(&mut Desk) -> Option<T>) -> Next<T> {
         let mut desk = self.desk();
-        if desk.closing {
+        if desk.closing || self.term.is_over() {
             return Next::End;
         }
         // Of a pause the clerk hears too: it gives back what waits, and wakes callers when it is over.
@@ -133,6 +133,10 @@ impl Dispatch {
 
     /// Leaves what ended for the clerk.
     pub(super) fn put_down(&self, desk: &mut Desk, ended: impl IntoIterator<Item = Settlement>) {
+        // It became of them what whoever leads next makes of them.
+        if self.term.is_over() {
+            return;
+        }
         for settlement in ended {
             let Settlement { claim, outcome } = &settlement;
             self.tell_dead(claim, outcome);

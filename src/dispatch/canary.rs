@@ -68,7 +68,7 @@ impl Dispatch {
             let again = match self.ask_canary(&mut watch).await {
                 Ok(again) => again,
                 Err(error) => {
-                    tracing::error!(destination = %self.destination.name, %error, "the canary waits: the ledger failed");
+                    self.tell_ledger_failed(&error, "the canary waits: the ledger failed");
                     AFTER_FAILURE
                 }
             };
@@ -99,7 +99,7 @@ impl Dispatch {
             match self.store.canary_memory(&self.destination.name).await {
                 Ok(memory) => break memory,
                 Err(error) => {
-                    tracing::error!(destination = %self.destination.name, %error, "delivery waits: the ledger cannot be read");
+                    self.tell_ledger_failed(&error, "delivery waits: the ledger cannot be read");
                 }
             }
             tokio::select! {

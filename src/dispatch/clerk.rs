@@ -165,7 +165,7 @@ impl Dispatch {
                 self.put_on_the_desk(claims);
             }
             Err(error) => {
-                tracing::error!(destination = %self.destination.name, %error, "delivery waits: the ledger cannot be written");
+                self.tell_ledger_failed(&error, "delivery waits: the ledger cannot be written");
                 clerk.not_before = now + AFTER_FAILURE;
                 self.desk().ended.extend(settle);
             }
@@ -221,7 +221,7 @@ impl Dispatch {
         }
     }
 
-    /// Gives back what was claimed and not called for.
+    /// Gives back what was claimed and not called for; after the term, forgets it.
     pub(super) async fn settle_the_rest(&self) {
         let now = self.clock.now();
         let settle: Vec<_> = {
@@ -233,14 +233,16 @@ impl Dispatch {
                 .chain(waiting.into_iter().map(given_back))
                 .collect()
         };
-        if settle.is_empty() {
+        if settle.is_empty() || self.term.is_over() {
             return;
         }
         let settled = self
             .store
             .exchange(&self.destination.name, settle, None, 0, now)
             .await;
-        if let Err(error) = settled {
+        if let Err(error) = settled
+            && !self.term.is_over()
+        {
             tracing::warn!(destination = %self.destination.name, %error, "the last calls could not be settled: they will be made again");
         }
     }

@@ -67,7 +67,10 @@ impl Dispatch {
         match self.store.count_calls(name, order, self.clock.now()).await {
             Ok(counted) => Some(counted),
             Err(error) => {
-                tracing::error!(destination = %name, %error, "calls cannot be counted: the ledger cannot be written");
+                self.tell_ledger_failed(
+                    &error,
+                    "calls cannot be counted: the ledger cannot be written",
+                );
                 None
             }
         }

@@ -5,6 +5,9 @@
 //! delivery as a stop of the service does, and begins it again as a start does, for the one
 //! destination; a key that changed under calls and canaries would leave each of them to ask which one
 //! it was made with.
+//!
+//! It outlives terms as well: a key that is handed in while another process delivers is the one that
+//! the next term begins with.
 
 use std::sync::Arc;
 
@@ -15,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Dispatch, Parts};
 use crate::config::Destination;
 use crate::status::Health;
+use crate::store::Term;
 
 /// Delivers to one destination, with one key after the other.
 pub struct Delivery {
@@ -45,15 +49,19 @@ impl Delivery {
         (Delivery { parts, keys }, Rekey(rekey))
     }
 
-    /// Delivers until `stop`.
-    pub async fn run(mut self, health: Arc<Health>, stop: CancellationToken) {
+    /// Delivers until `stop`, in that term; then there it is for the next one.
+    pub async fn run(mut self, health: Arc<Health>, term: Term, stop: CancellationToken) -> Self {
+        let key = self.keys.borrow_and_update().clone();
+        if key.expose_secret() != self.parts.destination.environment_key.expose_secret() {
+            self.parts = self.parts.with_key(key);
+        }
         loop {
             let ends = stop.child_token();
-            let dispatch = Arc::new(Dispatch::new(self.parts.clone()));
+            let dispatch = Arc::new(Dispatch::within(self.parts.clone(), term.clone()));
             let run = dispatch.run(health.ledger_changes(), ends.clone());
             tokio::pin!(run);
             let key = tokio::select! {
-                () = &mut run => return,
+                () = &mut run => return self,
                 key = another(&mut self.keys) => key,
             };
             let name = &self.parts.destination.name;
@@ -61,7 +69,7 @@ impl Delivery {
             ends.cancel();
             run.await;
             if stop.is_cancelled() {
-                return;
+                return self;
             }
             self.parts = self.parts.with_key(key);
         }

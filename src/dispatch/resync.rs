@@ -101,7 +101,7 @@ impl Dispatch {
             let wait = match self.write_some_again(&mut pacer, now).await {
                 Ok(wait) => wait,
                 Err(error) => {
-                    tracing::error!(destination = %self.destination.name, %error, "writing again waits: the ledger failed");
+                    self.tell_ledger_failed(&error, "writing again waits: the ledger failed");
                     Wait::Time(now + AFTER_FAILURE)
                 }
             };

@@ -66,8 +66,10 @@ impl Admin {
         });
         // Where the ledger cannot be read, that is said above.
         let mut resyncs = self.store.resyncs().await.unwrap_or_default();
+        let leading = self.health.is_leading();
         StatusSnapshot {
             now: self.clock.now(),
+            leading,
             backlog_pages: self.health.backlog(),
             refusal: self.health.refusal(),
             refused_secrets: self.health.refused_secrets(),
@@ -76,9 +78,13 @@ impl Admin {
                 .iter()
                 .map(|destination| {
                     let own = |view: &mut ResyncView| view.destination == *destination.name();
-                    DestinationStatus {
+                    let status = DestinationStatus {
                         resync: resyncs.extract_if(.., own).next(),
                         ..destination.status()
+                    };
+                    match leading {
+                        true => status,
+                        false => status.on_standby(),
                     }
                 })
                 .collect(),
@@ -161,6 +167,7 @@ pub async fn status(admin: web::Data<Admin>) -> web::Json<StatusReply> {
     web::Json(StatusReply {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ledger: ledger.map_or_else(|error| error.to_string(), |()| "ok".to_owned()),
+        leading: snapshot.leading,
         backlog: snapshot.backlog_pages,
         refused_secrets: snapshot
             .refused_secrets
@@ -538,7 +545,8 @@ mod tests {
         assert_eq!(status, 200);
         assert_eq!(
             body,
-            json!({"version": env!("CARGO_PKG_VERSION"), "ledger": "ok", "backlog": 0,
+            json!({"version": env!("CARGO_PKG_VERSION"), "ledger": "ok", "leading": true,
+                "backlog": 0,
                 "refused_secrets": [],
                 "destinations": [{"name": "production", "state": "halted",
                     "reason": "wrong key", "paused": false, "dry_run": false, "warning": null,
@@ -546,6 +554,17 @@ mod tests {
                     "calls": {"month": "1970-01", "made": 0, "budget": 1_000, "forecast": 5},
                     "canary": {"stayed_at": "1970-01-01T00:00:01.000Z", "next_at": null},
                     "resync": null}]})
+        );
+        desk.admin.health.stands_by();
+        let (_, body) = desk.get("/api/v1/status").await;
+        assert_eq!(body["leading"], false);
+        assert_eq!(
+            body["destinations"][0],
+            json!({"name": "production", "state": "standby",
+                "reason": "another replica folds and delivers", "paused": false,
+                "dry_run": false, "warning": null, "in_flight": 2, "in_flight_limit": 0,
+                "calls": null, "canary": {"stayed_at": null, "next_at": null},
+                "resync": null})
         );
         desk.admin.health.set_refused_secrets(vec![RefusedSecret {
             setting: "COHORT_BRIDGE_ADMIN_TOKEN_FILE".into(),

@@ -88,10 +88,12 @@ fn said_publicly(error: &StoreError) -> &'static str {
         StoreError::Closed => "the service is stopping",
         StoreError::Away(_) => "the database cannot be reached",
         StoreError::InUse { .. }
+        | StoreError::Moved { .. }
         | StoreError::Newer { .. }
         | StoreError::KeyTaken { .. }
         | StoreError::NotLeading
         | StoreError::OldSqlite(_)
+        | StoreError::Unfinished(_)
         | StoreError::Failed(_)
         | StoreError::Damaged(_)
         | StoreError::Io { .. } => "the ledger cannot be written",

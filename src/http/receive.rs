@@ -10,7 +10,7 @@ use tracing::field;
 use super::Detached;
 use super::authenticate::{Authentic, DEFAULT_SOURCE, Intake};
 use super::error::{self, NotStored, ReceiveError};
-use crate::clock::{Clock, Stopwatch};
+use crate::clock::{Clock, Millis, Stopwatch};
 use crate::cohort::{Action, SourceName};
 use crate::config::Source;
 use crate::metrics::{Metrics, UNKNOWN_SOURCE};
@@ -158,8 +158,9 @@ impl Receiver {
             Err(error) => error.status_code().as_u16(),
         };
         if let (Some(receipt), Err(ReceiveError::NotStored { .. })) = (receipt, outcome) {
+            // A page that came since may have been taken in elsewhere: then that was the last answer.
             self.store
-                .note_refused(&receipt.source, &receipt.page, self.clock.now());
+                .note_refused(&receipt.source, &receipt.page, receipt.came_at);
         }
         let elapsed = stopwatch.elapsed();
         self.metrics
@@ -218,7 +219,7 @@ pub async fn receive(
     let receiver = receiver.into_inner();
 
     let reading = match authentic {
-        Ok(authentic) => read(authentic).await,
+        Ok(authentic) => read(authentic, receiver.clock.now()).await,
         Err(error) => Err(error),
     };
     let reading = match reading {
@@ -281,7 +282,7 @@ struct Reading {
     receipt: Arc<Receipt>,
 }
 
-async fn read(authentic: Authentic) -> Result<Reading, ReceiveError> {
+async fn read(authentic: Authentic, came_at: Millis) -> Result<Reading, ReceiveError> {
     let Authentic { source, body, .. } = authentic;
     let parsed = if body.len() < PARSE_INLINE_BELOW_BYTES {
         mixpanel::parse(&body, &source.identifier)
@@ -292,7 +293,7 @@ async fn read(authentic: Authentic) -> Result<Reading, ReceiveError> {
             .map_err(|_| ReceiveError::Unavailable)?
     };
     let parsed = parsed.map_err(ReceiveError::Rejected)?;
-    let receipt = Arc::new(Receipt::of(&source.name, &parsed.page));
+    let receipt = Arc::new(Receipt::of(&source.name, &parsed.page, came_at));
     Ok(Reading {
         source,
         parsed,
@@ -306,12 +307,14 @@ struct Receipt {
     source: SourceName,
     /// Without its people.
     page: Page,
+    came_at: Millis,
 }
 
 impl Receipt {
-    fn of(source: &SourceName, page: &Page) -> Self {
+    fn of(source: &SourceName, page: &Page, came_at: Millis) -> Self {
         Receipt {
             source: source.clone(),
+            came_at,
             // Field by field: a clone would copy every person first.
             page: Page {
                 action: page.action,
@@ -441,6 +444,7 @@ mod tests {
 
         fn counted(&self, line: &str) -> bool {
             let snapshot = crate::status::StatusSnapshot {
+                leading: true,
                 now: 0,
                 backlog_pages: 0,
                 refusal: None,

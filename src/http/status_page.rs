@@ -136,6 +136,12 @@ impl Overall {
         if let Some(decision) = Overall::awaited(states) {
             return bad(decision);
         }
+        if !snapshot.leading {
+            return busy(
+                "Standby: another replica folds and delivers, and its page says how that goes."
+                    .to_owned(),
+            );
+        }
         for destination in &snapshot.destinations {
             if let DestinationState::BackingOff { reason } = &destination.state {
                 return busy(format!(
@@ -300,11 +306,13 @@ fn state_cell(f: &mut Formatter<'_>, destination: &DestinationStatus) -> fmt::Re
             return cell(f, "State", Mood::Busy.class(), &words);
         }
         DestinationState::Ok if destination.paused => (Mood::Busy, "paused"),
+        DestinationState::Standby if destination.paused => (Mood::Busy, "paused"),
         DestinationState::BackingOff { .. } if destination.paused => (Mood::Busy, "paused"),
         DestinationState::Halted { .. } if destination.paused => (Mood::Bad, "paused, and halted"),
         DestinationState::Ok => (Mood::Good, "delivering"),
         DestinationState::BackingOff { .. } => (Mood::Busy, "trying again"),
         DestinationState::Halted { .. } => (Mood::Bad, "halted"),
+        DestinationState::Standby => (Mood::Busy, "standby"),
     };
     let said = destination.state.reason();
     match (said, destination.warning.as_deref()) {
@@ -462,6 +470,7 @@ mod tests {
     fn snapshot(cohorts: Vec<CohortView>, state: DestinationState) -> StatusSnapshot {
         StatusSnapshot {
             now: 100_000,
+            leading: true,
             backlog_pages: 0,
             refusal: None,
             refused_secrets: vec![],
@@ -658,6 +667,21 @@ mod tests {
         let overall = Overall::of(&dry);
         assert_eq!(overall.mood, Mood::Busy);
         assert!(overall.sentence.contains("cohort-bridge plan"));
+    }
+
+    #[test]
+    fn a_standby_says_that_another_replica_knows() {
+        let mut standby = snapshot(vec![settled("7")], halted("the key was refused"));
+        standby.leading = false;
+        let there = standby.destinations.pop().unwrap();
+        standby.destinations.push(there.on_standby());
+        let page = render(&standby);
+        assert!(page.contains("standby: another replica folds and delivers"));
+        assert!(!page.contains("the key was refused") && !page.contains("9,876"));
+        assert_eq!(Overall::of(&standby).mood, Mood::Busy);
+        // What the ledger knows is no less urgent here.
+        standby.cohorts = Ok(vec![troubled_cohort("7")]);
+        assert_eq!(Overall::of(&standby).mood, Mood::Bad);
     }
 
     #[test]

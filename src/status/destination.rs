@@ -29,7 +29,12 @@ pub enum DestinationState {
         /// For people; names nobody.
         reason: Arc<str>,
     },
+    /// Another replica delivers, and knows.
+    Standby,
 }
+
+/// Why nothing more is known on [standby](DestinationState::Standby).
+const ON_STANDBY: &str = "another replica folds and delivers";
 
 impl DestinationState {
     /// The word of the admin API.
@@ -38,6 +43,7 @@ impl DestinationState {
             DestinationState::Ok => "ok",
             DestinationState::BackingOff { .. } => "backing_off",
             DestinationState::Halted { .. } => "halted",
+            DestinationState::Standby => "standby",
         }
     }
 
@@ -48,6 +54,7 @@ impl DestinationState {
             DestinationState::BackingOff { reason } | DestinationState::Halted { reason } => {
                 Some(reason)
             }
+            DestinationState::Standby => Some(ON_STANDBY),
         }
     }
 }
@@ -118,6 +125,15 @@ impl DestinationHealth {
         *held(&self.canary) = CanaryView::default();
     }
 
+    /// Says that another process may deliver from now on: nothing is known any more.
+    pub fn stand_by(&self) {
+        self.begin_again();
+        *held(&self.meter) = None;
+        *held(&self.planned_calls) = None;
+        self.set_in_flight(0);
+        self.set_in_flight_limit(0);
+    }
+
     /// Says what somebody should look at, though calls go out; `None` where there is nothing.
     pub fn warn(&self, warning: Option<Arc<str>>) {
         *held(&self.warning) = warning;
@@ -150,7 +166,8 @@ impl DestinationHealth {
 
     /// Says whether an operator paused it: no call begins while it is paused.
     pub fn set_paused(&self, paused: bool) {
-        self.paused.send_replace(paused);
+        self.paused
+            .send_if_modified(|held| std::mem::replace(held, paused) != paused);
     }
 
     /// Whether an operator paused it.
@@ -249,6 +266,19 @@ pub struct DestinationStatus {
 }
 
 impl DestinationStatus {
+    /// The same where another replica delivers: what only that one knows is left out.
+    pub fn on_standby(self) -> Self {
+        DestinationStatus {
+            state: DestinationState::Standby,
+            warning: None,
+            in_flight_limit: 0,
+            calls: None,
+            canary: CanaryView::default(),
+            planned_calls: None,
+            ..self
+        }
+    }
+
     /// Whether what is pending there waits because somebody wants it so.
     pub fn waits_as_wanted(&self) -> bool {
         self.paused || self.dry_run
@@ -271,6 +301,11 @@ mod tests {
         health.set_next_canary(Some(2));
         assert_ne!(health.status(), before);
         health.begin_again();
+        assert_eq!(health.status(), before);
+        health.set_planned_calls(3);
+        health.set_in_flight(1);
+        health.set_in_flight_limit(2);
+        health.stand_by();
         assert_eq!(health.status(), before);
     }
 }

@@ -1,5 +1,6 @@
 //! Why the store could not do it.
 
+use super::database::DatabaseError;
 use crate::roster::Damaged;
 
 /// Why the store could not do it.
@@ -40,6 +41,21 @@ pub enum StoreError {
         /// In the program.
         known: i64,
     },
+    /// The ledger is in a database now.
+    #[error(
+        "the ledger {path} was moved to {to}, and what happened since is there: set DATABASE_URL to that database; to go back to this file as it was then, run cohort-bridge migrate-store --take-back, and afterwards write everything again with resync"
+    )]
+    Moved {
+        /// The ledger's file.
+        path: String,
+        /// Where to, and when.
+        to: String,
+    },
+    /// A ledger is being copied into this database, or that was never ended.
+    #[error(
+        "the copy of a ledger into the database {0} is not finished: run cohort-bridge migrate-store again until it says that the ledger is moved, or drop and create the database"
+    )]
+    Unfinished(String),
     /// The SQLite library is too old to be trusted with a write-ahead log.
     #[error("SQLite {0} can corrupt a write-ahead log; 3.51.3 or newer is needed")]
     OldSqlite(String),
@@ -83,9 +99,6 @@ impl StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full,
-            _ => StoreError::Failed(error.to_string()),
-        }
+        DatabaseError::from(error).into()
     }
 }

@@ -1,25 +1,26 @@
-//! The ledger in one SQLite file: a write-ahead log, one writer, readers beside it.
+//! The store over either database: one who writes, readers beside it.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use rusqlite::Connection;
 use tokio_util::sync::CancellationToken;
 
+use super::appender::Appender;
+use super::database::{Connection, Postgres, Sqlite};
 use super::ledger::inbox::InboxPage;
-use super::ledger::state::{Ledger, connect};
+use super::ledger::state::Ledger;
 use super::ledger::{actions, apply, pauses, people, read, resyncs, unproven, unwritten};
+use super::readers::Readers;
 use super::refusals::Refusals;
-use super::sqlite::{connect_reader, hex, lock, make_private, migrate, secret};
 use super::writer::{Urgency, Writer};
 use super::{
-    Applied, Assembled, Chunk, Claims, CohortRef, CohortView, Counted, DeadLetter,
+    Applied, Assembled, Chunk, Claims, CohortRef, CohortView, Counted, Database, DeadLetter,
     DeadLetterFilter, DestinationRules, HoldDecision, Judgement, MembershipView, PagePeople,
-    Recognised, ResyncOrder, ResyncRoom, ResyncScope, ResyncStep, ResyncView, SessionRef,
-    Settlement, SourceRules, Store, StoreError, Term,
+    PostgresUrl, Recognised, ResyncOrder, ResyncRoom, ResyncScope, ResyncStep, ResyncView,
+    SessionRef, Settlement, SourceRules, Store, StoreError, Term, postgres, sqlite, terms,
 };
 use crate::calls::{CallOrder, CallsCounted};
 use crate::canary::CanaryMemory;
@@ -34,32 +35,50 @@ use crate::route::Routes;
 /// SQLite before 3.51.3 can corrupt a database in WAL mode (the 'WAL-reset' bug).
 const OLDEST_SQLITE: i32 = 3_051_003;
 
-/// Idle read connections kept open.
-const IDLE_READERS: usize = 2;
-
 /// People that one transaction of an operator's order is about: a few milliseconds.
 const PEOPLE_AT_ONCE: usize = 2_048;
 
 /// The store.
 pub struct LedgerStore {
-    path: PathBuf,
-    writer: Writer,
-    readers: Arc<Mutex<Vec<Connection>>>,
+    work: Arc<Writer>,
+    /// Where pages do not wait behind other work; for PostgreSQL.
+    pages: Option<Appender>,
+    readers: Readers,
     on_leave: HashMap<String, OnLeave>,
     identified_by: Arc<read::IdentifiedBy>,
     refusals: Refusals,
     ledger_id: String,
     log_hash_key: [u8; 32],
+    /// Over when this is dropped.
+    terms: CancellationToken,
     // Held for as long as the store lives.
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl LedgerStore {
-    /// Opens the ledger, creates it where it is missing, and brings its schema up to date.
+    /// Opens the ledger wherever it is. To be called where blocking is allowed.
+    ///
+    /// # Errors
+    /// As [`LedgerStore::open`] and [`LedgerStore::connect`].
+    pub fn open_at(
+        database: &Database,
+        sources: Vec<SourceRules>,
+        destinations: Vec<DestinationRules>,
+        routes: Routes,
+    ) -> Result<Self, StoreError> {
+        match database {
+            Database::Sqlite(path) => Self::open_routed(path, sources, destinations, routes),
+            Database::Postgres(url) => Self::connect(url, sources, destinations, routes),
+        }
+    }
+
+    /// Opens the ledger in a SQLite file, creates it where it is missing, and brings its schema up to
+    /// date.
     ///
     /// # Errors
     /// [`StoreError::InUse`] while another process has it; [`StoreError::Newer`] where a newer
-    /// program wrote it; [`StoreError::OldSqlite`] for a library that is not to be trusted.
+    /// program wrote it; [`StoreError::Moved`] where it was moved to a database;
+    /// [`StoreError::OldSqlite`] for a library that is not to be trusted.
     pub fn open(
         path: &Path,
         sources: Vec<SourceRules>,
@@ -81,34 +100,81 @@ impl LedgerStore {
         if rusqlite::version_number() < OLDEST_SQLITE {
             return Err(StoreError::OldSqlite(rusqlite::version().into()));
         }
-        let lock = lock(path)?;
-        make_private(path)?;
-        let mut connection = connect(path)?;
-        migrate(&mut connection)?;
-        let ledger_id = hex(&secret(&connection, "ledger_id")?[..8]);
-        let log_hash_key = secret(&connection, "log_hash_key")?;
-        let on_leave = destinations
-            .iter()
-            .map(|rules| (rules.name.to_string(), rules.on_leave))
-            .collect();
-        let identified_by = sources
-            .iter()
-            .map(|rules| (rules.name.to_string(), Arc::clone(&rules.identified_by)))
-            .collect();
+        let lock = sqlite::lock(path)?;
+        sqlite::make_private(path)?;
+        let mut file = Sqlite::connect(path)?;
+        sqlite::migrate(file.inner())?;
+        if let Some(to) = sqlite::moved_to(file.inner())? {
+            let path = path.display().to_string();
+            return Err(StoreError::Moved { path, to });
+        }
+        let ledger_id = sqlite::secret(file.inner(), "ledger_id")?;
+        let log_hash_key = sqlite::secret(file.inner(), "log_hash_key")?;
+        let connection = Connection::Sqlite(file);
+        let rules = Rules::of(&sources, &destinations);
+        let mut ledger = Ledger::new(connection, sources, destinations, routes)?;
+        ledger.begin()?;
+        ledger.begin_term()?;
+        ledger.commit()?;
+        let database = Database::Sqlite(path.into());
+        Self::start(
+            ledger,
+            database,
+            rules,
+            [ledger_id, log_hash_key],
+            Some(lock),
+        )
+    }
+
+    /// Opens the ledger in a PostgreSQL database, as `postgres://user:password@host/database`, and brings
+    /// its schema up to date. Other processes may have it open. To be called where blocking is allowed.
+    ///
+    /// # Errors
+    /// [`StoreError::Away`] where it cannot be reached; [`StoreError::Newer`] where a newer program
+    /// wrote it; [`StoreError::Failed`] where the database does not keep what it says is written.
+    pub fn connect(
+        url: &PostgresUrl,
+        sources: Vec<SourceRules>,
+        destinations: Vec<DestinationRules>,
+        routes: Routes,
+    ) -> Result<Self, StoreError> {
+        let (connection, secrets) = postgres::open(url)?;
+        let rules = Rules::of(&sources, &destinations);
         let ledger = Ledger::new(connection, sources, destinations, routes)?;
-        let writer = Writer::start(ledger).map_err(|source| StoreError::Io {
-            path: path.display().to_string(),
+        let database = Database::Postgres(Box::new(url.clone()));
+        let secrets = [secrets.ledger_id, secrets.log_hash_key];
+        Self::start(ledger, database, rules, secrets, None)
+    }
+
+    fn start(
+        ledger: Ledger,
+        database: Database,
+        rules: Rules,
+        [ledger_id, log_hash_key]: [[u8; 32]; 2],
+        lock: Option<File>,
+    ) -> Result<Self, StoreError> {
+        let io = |source| StoreError::Io {
+            path: "a thread of the ledger".into(),
             source,
-        })?;
+        };
+        let refusals = Refusals::default();
+        let pages = match &database {
+            Database::Sqlite(_) => None,
+            Database::Postgres(url) => {
+                let postgres = Postgres::new(PostgresUrl::clone(url))?;
+                Some(Appender::start(postgres, refusals.clone()).map_err(io)?)
+            }
+        };
         Ok(LedgerStore {
-            path: path.into(),
-            writer,
-            readers: Arc::default(),
-            on_leave,
-            identified_by: Arc::new(identified_by),
-            refusals: Refusals::default(),
-            ledger_id,
+            work: Arc::new(Writer::start(ledger).map_err(io)?),
+            pages,
+            readers: Readers::new(database),
+            on_leave: rules.on_leave,
+            identified_by: Arc::new(rules.identified_by),
+            refusals,
+            ledger_id: sqlite::hex(&ledger_id[..8]),
             log_hash_key,
+            terms: CancellationToken::new(),
             _lock: lock,
         })
     }
@@ -118,30 +184,45 @@ impl LedgerStore {
         R: Send + 'static,
         F: FnOnce(&Connection) -> Result<R, StoreError> + Send + 'static,
     {
-        let readers = Arc::clone(&self.readers);
-        let path = self.path.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            let idle = readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let connection = match idle {
-                Some(connection) => connection,
-                None => connect_reader(&path)?,
-            };
-            let result = query(&connection);
-            let mut readers = readers.lock().unwrap_or_else(PoisonError::into_inner);
-            if readers.len() < IDLE_READERS {
-                readers.push(connection);
-            }
-            result
-        });
-        reading.await.unwrap_or(Err(StoreError::Closed))
+        self.readers.read(query).await
     }
 
+    /// What only the one does who folds and delivers.
     async fn work<R, F>(&self, job: F) -> Result<R, StoreError>
     where
         R: Send + 'static,
         F: FnOnce(&mut Ledger) -> Result<R, StoreError> + Send + 'static,
     {
-        self.writer.write(Urgency::Work, job, |_, _| {}).await
+        let job = move |ledger: &mut Ledger| {
+            ledger.must_lead()?;
+            job(ledger)
+        };
+        self.work.write(Urgency::Work, job, |_, _| {}).await
+    }
+
+    /// What an operator orders, whoever folds and delivers.
+    async fn order<R, F>(&self, job: F) -> Result<R, StoreError>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut Ledger) -> Result<R, StoreError> + Send + 'static,
+    {
+        let job = move |ledger: &mut Ledger| {
+            ledger.visit()?;
+            job(ledger)
+        };
+        self.work.write(Urgency::Work, job, |_, _| {}).await
+    }
+
+    /// A statement that depends on nothing else.
+    async fn write_beside<F>(&self, write: F) -> Result<(), StoreError>
+    where
+        F: FnOnce(&Connection) -> Result<(), StoreError> + Send + 'static,
+    {
+        if self.readers.is_shared() {
+            return self.readers.read(write).await;
+        }
+        let write = move |ledger: &mut Ledger| write(&ledger.connection);
+        self.work.write(Urgency::Page, write, |_, ()| {}).await
     }
 
     /// Repeats a job, each time in a transaction of its own, until one does less than it may; returns
@@ -154,7 +235,7 @@ impl LedgerStore {
         let mut total = 0;
         loop {
             let job = Arc::clone(&job);
-            let done = self.work(move |ledger| job(ledger)).await?;
+            let done = self.order(move |ledger| job(ledger)).await?;
             total += done as u64;
             if done < PEOPLE_AT_ONCE {
                 return Ok(total);
@@ -166,17 +247,20 @@ impl LedgerStore {
 #[async_trait]
 impl Store for LedgerStore {
     async fn lead(&self) -> Result<Term, StoreError> {
-        Ok(Term::new(CancellationToken::new()).0)
+        terms::lead(&self.work, &self.readers, &self.terms).await
     }
 
     fn is_shared(&self) -> bool {
-        false
+        self.readers.is_shared()
     }
 
     async fn append(&self, source: &SourceName, page: Page, now: Millis) -> Result<(), StoreError> {
         let page = InboxPage::new(source.clone(), page, now);
+        if let Some(pages) = &self.pages {
+            return pages.append(page).await;
+        }
         let refusals = self.refusals.clone();
-        self.writer
+        self.work
             .write(
                 Urgency::Page,
                 move |ledger| {
@@ -194,9 +278,13 @@ impl Store for LedgerStore {
     fn note_refused(&self, source: &SourceName, page: &Page, now: Millis) {
         let refusal = InboxPage::refused(source.clone(), page, now);
         self.refusals.remember(refusal);
+        if let Some(pages) = &self.pages {
+            pages.note_refusals();
+            return;
+        }
         let refusals = self.refusals.clone();
         // Nobody waits for it: where it fails, the next page takes the refusal along.
-        drop(self.writer.order(
+        drop(self.work.order(
             Urgency::Work,
             move |ledger| refusals.write_down(ledger),
             |_, noted| noted.keep(),
@@ -211,7 +299,7 @@ impl Store for LedgerStore {
         _now: Millis,
     ) -> Result<Option<u64>, StoreError> {
         let (source, cohort_id) = (source.clone(), cohort_id.to_owned());
-        self.work(move |ledger| {
+        self.order(move |ledger| {
             let Some(cohorts) = ledger.meant(&source, &cohort_id)? else {
                 return Ok(None);
             };
@@ -227,7 +315,7 @@ impl Store for LedgerStore {
         _now: Millis,
     ) -> Result<Option<u64>, StoreError> {
         let (source, cohort_id) = (source.clone(), cohort_id.to_owned());
-        self.work(move |ledger| {
+        self.order(move |ledger| {
             let Some(cohorts) = ledger.meant(&source, &cohort_id)? else {
                 return Ok(None);
             };
@@ -243,7 +331,7 @@ impl Store for LedgerStore {
         _now: Millis,
     ) -> Result<u64, StoreError> {
         let identifier = identifier.to_owned();
-        self.work(move |ledger| ledger.order_erasure(&identifier, traits))
+        self.order(move |ledger| ledger.order_erasure(&identifier, traits))
             .await
     }
 
@@ -265,8 +353,8 @@ impl Store for LedgerStore {
 
     async fn note_property(&self, source: &SourceName, property: &str) -> Result<(), StoreError> {
         let (source, property) = (source.to_string(), property.to_owned());
-        self.work(move |ledger| {
-            ledger.connection.execute(
+        self.write_beside(move |connection| {
+            connection.execute(
                 "INSERT INTO source_property (source, property) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
                 [source, property],
             )?;
@@ -372,10 +460,11 @@ impl Store for LedgerStore {
             .map(|settlement| Arc::clone(&settlement.claim.identifier))
             .collect();
         let exchanged = self
-            .writer
+            .work
             .write(
                 Urgency::Work,
                 move |ledger| {
+                    ledger.must_lead()?;
                     let destination = ledger.destination(&name)?;
                     let claims =
                         ledger.exchange(destination, &settle, after.as_deref(), limit, now)?;
@@ -451,12 +540,12 @@ impl Store for LedgerStore {
         order: ResyncOrder,
         now: Millis,
     ) -> Result<Option<u64>, StoreError> {
-        self.work(move |ledger| ledger.order_resync(&order, now))
+        self.order(move |ledger| ledger.order_resync(&order, now))
             .await
     }
 
     async fn cancel_resync(&self, scope: ResyncScope) -> Result<Option<u64>, StoreError> {
-        self.work(move |ledger| ledger.cancel_resync(&scope)).await
+        self.order(move |ledger| ledger.cancel_resync(&scope)).await
     }
 
     async fn resync_some(
@@ -549,7 +638,7 @@ impl Store for LedgerStore {
         now: Millis,
     ) -> Result<Option<u64>, StoreError> {
         let (source, cohort_id) = (source.clone(), cohort_id.to_owned());
-        self.work(move |ledger| {
+        self.order(move |ledger| {
             let Some(cohorts) = ledger.meant(&source, &cohort_id)? else {
                 return Ok(None);
             };
@@ -565,7 +654,7 @@ impl Store for LedgerStore {
         now: Millis,
     ) -> Result<Option<u64>, StoreError> {
         let name = destination.clone();
-        self.work(move |ledger| ledger.pause_destination(&name, pauses, now))
+        self.order(move |ledger| ledger.pause_destination(&name, pauses, now))
             .await
     }
 
@@ -592,27 +681,57 @@ impl Store for LedgerStore {
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
-        self.writer
-            .write(
-                Urgency::Page,
-                |ledger| {
-                    // A write, so that a full or read-only disk shows.
-                    ledger.connection.execute(
-                        "INSERT OR REPLACE INTO meta (key, value) VALUES ('ready', 1)",
-                        [],
-                    )?;
-                    Ok(())
-                },
-                |_, ()| {},
-            )
-            .await
+        // A write, so that a full or read-only disk shows.
+        self.write_beside(|connection| {
+            connection.execute(
+                "INSERT INTO meta (key, value) VALUES ('ready', 1) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                (),
+            )?;
+            Ok(())
+        })
+        .await
     }
 
     async fn close(&self) {
-        self.writer.close();
-        self.readers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        if let Some(pages) = &self.pages {
+            pages.close();
+        }
+        let resigned = self
+            .work
+            .write(Urgency::Work, Ledger::resign, |ledger, ()| {
+                ledger.end_term()
+            });
+        if let Err(error) = resigned.await {
+            tracing::warn!(%error, "the lead could not be given up: another replica waits for its end");
+        }
+        self.work.close();
+        self.readers.close();
+    }
+}
+
+impl Drop for LedgerStore {
+    fn drop(&mut self) {
+        self.terms.cancel();
+    }
+}
+
+/// What the store knows of the settings beside the ledger.
+struct Rules {
+    on_leave: HashMap<String, OnLeave>,
+    identified_by: read::IdentifiedBy,
+}
+
+impl Rules {
+    fn of(sources: &[SourceRules], destinations: &[DestinationRules]) -> Self {
+        let on_leave = destinations
+            .iter()
+            .map(|rules| (rules.name.to_string(), rules.on_leave));
+        let identified_by = sources
+            .iter()
+            .map(|rules| (rules.name.to_string(), Arc::clone(&rules.identified_by)));
+        Rules {
+            on_leave: on_leave.collect(),
+            identified_by: identified_by.collect(),
+        }
     }
 }

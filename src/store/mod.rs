@@ -25,24 +25,37 @@ use crate::month::Month;
 use crate::plan::Unwritten;
 use crate::roster::PersonHash;
 
+mod appender;
+mod backup;
 mod claim;
+mod database;
 mod error;
 mod ledger;
 mod ledger_store;
+mod moving;
+mod place;
+mod postgres;
+mod postgres_url;
+mod readers;
 mod refusals;
 mod resyncs;
 mod rules;
 mod session;
 mod sqlite;
 mod term;
+mod terms;
 mod views;
 mod writer;
 
+pub use backup::{BackedUp, BackupError, back_up};
 pub use claim::{Claim, ClaimedTrait, Claims, Outcome, Settlement};
 pub use error::StoreError;
 pub use ledger::keys::key_changes;
 pub use ledger::leads::route_changes;
 pub use ledger_store::LedgerStore;
+pub use moving::{Compared, MoveError, MoveProgress, Moved, move_ledger, take_back};
+pub use place::Database;
+pub use postgres_url::PostgresUrl;
 pub use resyncs::{ResyncOrder, ResyncRoom, ResyncScope, ResyncStep, ResyncView};
 pub use rules::{DestinationRules, SourceRules};
 pub use session::{

@@ -28,13 +28,18 @@ impl Refusals {
         }
     }
 
-    /// Appends all of them in the transaction at hand.
-    pub fn write_down(&self, ledger: &mut Ledger) -> Result<Noted, StoreError> {
-        let noted = Noted {
+    /// Takes all of them, to be written down.
+    pub fn take(&self) -> Noted {
+        Noted {
             refusals: std::mem::take(&mut *self.lock()),
             is_durable: Cell::new(false),
             remembered: self.clone(),
-        };
+        }
+    }
+
+    /// Appends all of them in the transaction at hand.
+    pub fn write_down(&self, ledger: &mut Ledger) -> Result<Noted, StoreError> {
+        let noted = self.take();
         for refusal in &noted.refusals {
             ledger.append(refusal)?;
         }
@@ -52,6 +57,11 @@ pub struct Noted {
 }
 
 impl Noted {
+    /// They.
+    pub fn refusals(&self) -> &[InboxPage] {
+        &self.refusals
+    }
+
     /// The transaction is over.
     pub fn keep(&self) {
         self.is_durable.set(true);
@@ -69,7 +79,7 @@ impl Drop for Noted {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ledger::state::connect;
+    use super::super::database::{Connection, Sqlite};
     use super::super::sqlite::migrate;
     use super::*;
     use crate::cohort::Action;
@@ -96,17 +106,18 @@ mod tests {
     fn written(ledger: &Ledger) -> Vec<String> {
         let mut sessions = ledger
             .connection
-            .prepare("SELECT session_id FROM inbox ORDER BY seq")
+            .prepare_cached("SELECT session_id FROM inbox ORDER BY seq")
             .unwrap();
-        let rows = sessions.query_map([], |row| row.get(0)).unwrap();
+        let rows = sessions.query_map((), |row| row.get(0)).unwrap();
         rows.map(Result::unwrap).collect()
     }
 
     #[test]
     fn what_no_transaction_kept_is_written_down_by_the_next_in_order() {
         let folder = tempfile::tempdir().unwrap();
-        let mut connection = connect(&folder.path().join("ledger.db")).unwrap();
-        migrate(&mut connection).unwrap();
+        let mut sqlite = Sqlite::connect(&folder.path().join("ledger.db")).unwrap();
+        migrate(sqlite.inner()).unwrap();
+        let connection = Connection::Sqlite(sqlite);
         let mut ledger =
             Ledger::new(connection, Vec::new(), Vec::new(), Routes::default()).unwrap();
         let refusals = Refusals::default();

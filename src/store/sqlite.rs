@@ -5,9 +5,10 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
+use super::database::Sqlite;
+use super::moving::MOVED_TO;
 use crate::roster::{Damaged, Roster};
 use crate::store::StoreError;
 
@@ -32,30 +33,8 @@ pub fn schema_version(path: &Path) -> Result<Option<i64>, StoreError> {
     if !path.exists() {
         return Ok(None);
     }
-    let connection = connect_reader(path)?;
-    Ok(Some(user_version(&connection)?))
-}
-
-pub(super) fn connect_reader(path: &Path) -> Result<Connection, StoreError> {
-    let connection = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )?;
-    connection.busy_timeout(std::time::Duration::from_secs(10))?;
-    keep_statements(&connection)?;
-    Ok(connection)
-}
-
-/// Prepared statements that a connection keeps: more than there are different ones.
-const STATEMENTS_KEPT: usize = 256;
-
-/// Has a connection prepare each statement once: to prepare one takes longer than to run it.
-pub(super) fn keep_statements(connection: &Connection) -> rusqlite::Result<()> {
-    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-    // Else SQLite prepares a statement again wherever its plan might depend on a value that is bound
-    // (a LIMIT, say); nothing here has more than one plan.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    Ok(())
+    let mut reader = Sqlite::connect_reader(path)?;
+    Ok(Some(user_version(reader.inner())?))
 }
 
 fn user_version(connection: &Connection) -> Result<i64, StoreError> {
@@ -152,6 +131,14 @@ pub(super) fn secret(connection: &Connection, name: &str) -> Result<[u8; 32], St
     )
 }
 
+/// Where the ledger was moved to, and when.
+pub(super) fn moved_to(connection: &Connection) -> Result<Option<String>, StoreError> {
+    let to = "SELECT value FROM meta WHERE key = ?1";
+    Ok(connection
+        .query_row(to, [MOVED_TO], |row| row.get(0))
+        .optional()?)
+}
+
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -216,9 +203,11 @@ pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
 mod tests {
     use rusqlite::StatementStatus;
 
+    use super::super::database::sqlite::STATEMENTS_KEPT;
+    use super::super::database::{Connection as Either, Sqlite};
     use super::super::ledger::people::{HELD_PAGE, page_people};
     use super::super::ledger::sessions::PAGES_TO_DROP;
-    use super::super::ledger::state::{Ledger, connect};
+    use super::super::ledger::state::Ledger;
     use super::*;
     use crate::store::SessionRef;
 
@@ -240,24 +229,35 @@ mod tests {
     fn a_statement_is_prepared_once_whatever_is_bound_to_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.db");
-        let mut connection = connect(&path).unwrap();
-        migrate(&mut connection).unwrap();
+        let mut sqlite = Sqlite::connect(&path).unwrap();
+        migrate(sqlite.inner()).unwrap();
 
-        let mut ledger =
-            Ledger::new(connection, Vec::new(), Vec::new(), Default::default()).unwrap();
+        let mut ledger = Ledger::new(
+            Either::Sqlite(sqlite),
+            Vec::new(),
+            Vec::new(),
+            Default::default(),
+        )
+        .unwrap();
         for limit in 1..=3 {
             ledger.tidy(limit, 0).unwrap();
         }
-        let written = runs_and_repreparations(&ledger.connection, PAGES_TO_DROP);
+        let Either::Sqlite(written) = &mut ledger.connection else {
+            unreachable!("opened as such");
+        };
+        let written = runs_and_repreparations(written.inner(), PAGES_TO_DROP);
         assert_eq!(written, (3, 0));
 
-        let reader = connect_reader(&path).unwrap();
+        let mut reader = Either::Sqlite(Sqlite::connect_reader(&path).unwrap());
         for number in 1..=3 {
             let missing = page_people(&reader, SessionRef(number), 1);
             assert!(missing.is_err());
         }
-        run_others(&reader);
-        let read = runs_and_repreparations(&reader, HELD_PAGE);
+        let Either::Sqlite(reader) = &mut reader else {
+            unreachable!("opened as such");
+        };
+        run_others(reader.inner());
+        let read = runs_and_repreparations(reader.inner(), HELD_PAGE);
         assert_eq!(read, (3, 0));
     }
 }

@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use super::database::Connection;
 use super::ledger::state::Ledger;
 use crate::store::StoreError;
 
@@ -133,7 +133,7 @@ impl Writer {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |ledger| {
             let result = match ledger {
-                Ok(ledger) => within_savepoint(ledger, job),
+                Ok(ledger) => undone_where_it_fails(ledger, job),
                 Err(error) => Err(error.again()),
             };
             Box::new(move |ledger, committed| {
@@ -184,9 +184,9 @@ impl Drop for Writer {
     }
 }
 
-/// Ends the process where the writer panics: nothing could be written any more, and a restart, which
-/// is safe at any moment, mends what this cannot.
-struct EndWithThread;
+/// Ends the process where a writing thread panics: nothing could be written any more, and a restart,
+/// which is safe at any moment, mends what this cannot.
+pub(super) struct EndWithThread;
 
 impl Drop for EndWithThread {
     fn drop(&mut self) {
@@ -203,9 +203,13 @@ fn run(mut ledger: Ledger, queue: &Queue) {
         for reply in replies {
             reply(&mut ledger, outcome.as_ref().map(|_| ()));
         }
-        ledger.keep_log_short();
+        if let Connection::Sqlite(sqlite) = &ledger.connection {
+            sqlite.keep_log_short();
+        }
     }
-    ledger.checkpoint();
+    if let Connection::Sqlite(sqlite) = &ledger.connection {
+        sqlite.checkpoint();
+    }
 }
 
 fn transaction(
@@ -213,57 +217,78 @@ fn transaction(
     first: Job,
     queue: &Queue,
 ) -> (Vec<Reply>, Result<(), StoreError>) {
-    if let Err(error) = run_statement(&ledger.connection, "BEGIN IMMEDIATE") {
+    if let Err(error) = ledger.begin() {
         return (vec![first(Err(&error))], Err(error));
     }
     let start = Instant::now();
     let mut replies = vec![first(Ok(ledger))];
-    // SQLite gives a transaction up by itself where the disk is full or failing; what ran after
-    // that would stand alone.
-    while !ledger.connection.is_autocommit() && start.elapsed() < TRANSACTION_BUDGET {
+    if ledger.connection.is_shared() {
+        // One at a time: to share a commit saves less there than a savepoint for each costs. Where the
+        // job failed, the transaction is over.
+        let outcome = match ledger.connection.is_in_transaction() {
+            true => commit(ledger),
+            false => Ok(()),
+        };
+        return (replies, outcome);
+    }
+    // A transaction may be given up; what ran after that would stand alone.
+    while ledger.connection.is_in_transaction() && start.elapsed() < TRANSACTION_BUDGET {
         let Some(job) = queue.lock().next() else {
             break;
         };
         replies.push(job(Ok(ledger)));
     }
-    let outcome = commit(&ledger.connection);
-    if outcome.is_err() {
-        ledger.forget_cached();
-    }
+    let outcome = commit(ledger);
     (replies, outcome)
 }
 
-fn commit(connection: &Connection) -> Result<(), StoreError> {
-    if connection.is_autocommit() {
-        return Err(StoreError::Full);
+fn commit(ledger: &mut Ledger) -> Result<(), StoreError> {
+    if !ledger.connection.is_in_transaction() {
+        ledger.forget_cached();
+        return Err(given_up(&ledger.connection));
     }
-    run_statement(connection, "COMMIT").inspect_err(|_| {
-        if !connection.is_autocommit() {
+    ledger.commit().inspect_err(|_| {
+        ledger.forget_cached();
+        if ledger.connection.is_in_transaction() {
             // Where even that fails, the next BEGIN says so.
-            let _ = connection.execute_batch("ROLLBACK");
+            let _ = ledger.connection.rollback();
+        }
+        if ledger.connection.is_shared() {
+            // It may have come about all the same: what is remembered of calls may be wrong.
+            ledger.end_term();
         }
     })
 }
 
-fn run_statement(connection: &Connection, sql: &str) -> Result<(), StoreError> {
-    connection.prepare_cached(sql)?.execute([])?;
-    Ok(())
-}
-
 /// Runs a job so that its failure undoes its own writes and no others.
-fn within_savepoint<R>(
+fn undone_where_it_fails<R>(
     ledger: &mut Ledger,
     job: impl FnOnce(&mut Ledger) -> Result<R, StoreError>,
 ) -> Result<R, StoreError> {
-    run_statement(&ledger.connection, "SAVEPOINT job")?;
+    if ledger.connection.is_shared() {
+        return job(ledger).inspect_err(|_| {
+            ledger.forget_cached();
+            // Where even that fails, the next BEGIN says so.
+            let _ = ledger.connection.rollback();
+        });
+    }
+    ledger.connection.run("SAVEPOINT job")?;
     let result = job(ledger);
-    if ledger.connection.is_autocommit() {
-        return Err(result.err().unwrap_or(StoreError::Full));
+    if !ledger.connection.is_in_transaction() {
+        return Err(result.err().unwrap_or(given_up(&ledger.connection)));
     }
     if result.is_err() {
         ledger.forget_cached();
-        run_statement(&ledger.connection, "ROLLBACK TO job")?;
+        ledger.connection.run("ROLLBACK TO job")?;
     }
-    run_statement(&ledger.connection, "RELEASE job")?;
+    ledger.connection.run("RELEASE job")?;
     result
+}
+
+/// Why a transaction is over before it was committed.
+fn given_up(connection: &Connection) -> StoreError {
+    match connection {
+        Connection::Sqlite(_) => StoreError::Full,
+        Connection::Postgres(_) => StoreError::Away("the connection was lost".into()),
+    }
 }

@@ -209,6 +209,8 @@ fn every_command_shown_is_one_that_the_program_takes() {
         "resume",
         "forget",
         "health",
+        "backup",
+        "migrate-store",
     ] {
         assert!(seen.contains(command), "{command} is shown nowhere");
     }
@@ -273,6 +275,7 @@ fn every_metric_of_the_readme_is_the_programs() {
     let metrics = cohort_bridge::metrics::Metrics::new().unwrap();
     let snapshot = cohort_bridge::status::StatusSnapshot {
         now: 0,
+        leading: true,
         backlog_pages: 0,
         refusal: None,
         refused_secrets: Vec::new(),

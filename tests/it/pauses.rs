@@ -21,6 +21,7 @@ use crate::support::pages::{page_without_info, people};
 use crate::support::resyncs::{cohort_at, order};
 use crate::support::routed::{Routed, route};
 use crate::support::service::stand_in;
+use crate::support::shared_ledger;
 
 fn key(cohort: &str) -> String {
     format!("mixpanel_cohort_{cohort}")
@@ -611,11 +612,10 @@ async fn what_was_claimed_before_is_given_back() {
         })
         .await;
     bridge.pause_cohort("c").await;
-    let ledger = rusqlite::Connection::open(bridge.ledger()).unwrap();
+    let ledger = bridge.ledger();
     eventually("all is given back", async || {
         let claimed = "SELECT count(*) FROM pending WHERE sent IS NOT NULL";
-        let claimed: i64 = ledger.query_row(claimed, [], |row| row.get(0)).unwrap();
-        (claimed == 0).then_some(())
+        (shared_ledger::number(&ledger, claimed) == 0).then_some(())
     })
     .await;
     bridge.stop().await;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use crate::support::bench::{Bench, written};
 use crate::support::resyncs::{cohort_at, order};
+use crate::support::shared_ledger;
 
 /// Who is in which cohort.
 const COHORTS: [(&str, &[&str]); 3] = [
@@ -147,12 +148,10 @@ impl World {
 
     /// What is pending: asked of the ledger by way of all claims, which are given back.
     async fn look(&self) -> BTreeSet<Pair> {
-        let ledger = rusqlite::Connection::open(self.bench.path()).unwrap();
-        let mut rows = ledger
-            .prepare("SELECT identifier, key FROM pending JOIN trait ON trait.id = pending.trait")
-            .unwrap();
-        let pairs = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
-        pairs.unwrap().collect::<Result<_, _>>().unwrap()
+        let pairs = "SELECT identifier, key FROM pending JOIN trait ON trait.id = pending.trait";
+        let pairs = shared_ledger::look(&self.bench.path(), pairs);
+        let pairs = pairs.into_iter().map(<[String; 2]>::try_from);
+        pairs.map(|pair| pair.unwrap().into()).collect()
     }
 
     async fn deliver(&mut self, calls: usize) {

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod front;
 pub mod ledger;
 pub mod nginx;
+pub mod noting;
 pub mod pages;
 pub mod pgbouncer;
 pub mod postgres;
@@ -14,6 +15,9 @@ pub mod programs;
 pub mod resyncs;
 pub mod routed;
 pub mod service;
+pub mod shared;
+pub mod shared_ledger;
+pub mod stores;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -160,7 +164,7 @@ pub fn stand_in_of_all_kinds() -> StandIn {
 
 /// How long a condition may take to come true; far more than any should need, since the machine
 /// may be busy with other things.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(4);
@@ -179,7 +183,9 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
             }
         }
     };
-    match tokio::time::timeout(PATIENCE, looking).await {
+    // Over PostgreSQL each statement is a question to another process.
+    let factor = if shared_ledger::is_wanted() { 2 } else { 1 };
+    match tokio::time::timeout(PATIENCE * factor, looking).await {
         Ok(found) => found,
         Err(_) => panic!("waited in vain: {what}"),
     }
@@ -202,6 +208,10 @@ pub fn open_routed_ledger(
     destinations: Vec<DestinationRules>,
     routes: Routes,
 ) -> std::sync::Arc<LedgerStore> {
+    if shared_ledger::is_wanted() {
+        let store = shared_ledger::open(path, sources, destinations, routes);
+        return std::sync::Arc::new(store);
+    }
     let begun = std::time::Instant::now();
     loop {
         let (sources, destinations) = (sources.clone(), destinations.clone());

@@ -13,6 +13,7 @@ use cohort_bridge::store::{Outcome, Settlement, Store};
 use crate::support::bridge::Bridge;
 use crate::support::ledger::{Ledger, member};
 use crate::support::pages::{key, page, page_without_info, people};
+use crate::support::shared_ledger;
 use crate::support::{environment, eventually, ordinary_stand_in};
 
 /// One ordinary environment with a client and a server key.
@@ -83,8 +84,7 @@ async fn settled_in_time(bridge: &Bridge) {
 }
 
 fn rows_of(path: &std::path::Path, sql: &str) -> i64 {
-    let ledger = rusqlite::Connection::open(path).unwrap();
-    ledger.query_row(sql, [], |row| row.get(0)).unwrap()
+    shared_ledger::number(path, sql)
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -151,15 +151,22 @@ async fn a_doubt_outlives_a_kill_before_the_last_of_it_is_pending() {
     stand_in.switch("ser.main", Switch::StoresTraits, false);
     halted_in_time(&bridge).await;
     bridge.kill().await;
-    let doubted = "SELECT count(*) FROM meta WHERE key GLOB 'canary:*' AND json_extract(value, '$.doubted') IS NOT NULL";
+    let doubted =
+        "SELECT count(*) FROM meta WHERE key LIKE 'canary:%' AND value LIKE '%\"doubted\":\"%'";
     assert_eq!(rows_of(&bridge.ledger(), doubted), 1);
 
     // As if it had been killed before anything was pending again.
     stand_in.switch("ser.main", Switch::StoresTraits, true);
-    let ledger = rusqlite::Connection::open(bridge.ledger()).unwrap();
-    let doubt =
-        "UPDATE meta SET value = json_set(value, '$.doubted', ?1) WHERE key GLOB 'canary:*'";
-    ledger.execute(doubt, [None::<String>]).unwrap();
+    let ledger = bridge.ledger();
+    let doubt = |why: &str| {
+        let set = match shared_ledger::is_wanted() {
+            true => format!("jsonb_set(value::jsonb, '{{doubted}}', '{why}')::text"),
+            false => format!("json_set(value, '$.doubted', json('{why}'))"),
+        };
+        let doubt = format!("UPDATE meta SET value = {set} WHERE key LIKE 'canary:%'");
+        shared_ledger::look(&ledger, &doubt);
+    };
+    doubt("null");
     bridge.start();
     let everybody = people("p", 30);
     bridge
@@ -167,8 +174,7 @@ async fn a_doubt_outlives_a_kill_before_the_last_of_it_is_pending() {
         .await;
     bridge.settled().await;
     bridge.kill().await;
-    ledger.execute(doubt, ["it stores no traits"]).unwrap();
-    drop(ledger);
+    doubt("\"it stores no traits\"");
     bridge.start();
     eventually("it begins halted", async || bridge.halted()).await;
     bridge

@@ -44,6 +44,8 @@ pub struct StatusReply {
     pub version: String,
     /// `ok`, or why the ledger cannot be used.
     pub ledger: String,
+    /// Whether this process folds and delivers; false where another replica does.
+    pub leading: bool,
     /// Pages that wait in the inbox.
     pub backlog: u64,
     /// Secret files that changed and cannot be used; what stood in them before is in force.
@@ -81,7 +83,7 @@ impl From<&RefusedSecret> for RefusedSecretReply {
 pub struct DestinationReply {
     /// Which.
     pub name: String,
-    /// `ok`, `backing_off` or `halted`.
+    /// `ok`, `backing_off` or `halted`; `standby` where another replica delivers, which alone knows.
     pub state: String,
     /// Why it is not `ok`.
     #[schema(required)]
@@ -97,7 +99,7 @@ pub struct DestinationReply {
     pub in_flight: usize,
     /// Calls that may be under way at once: what the destination was found to bear.
     pub in_flight_limit: usize,
-    /// The calls of this month; null before delivery began.
+    /// The calls of this month; null before delivery began, and on standby.
     #[schema(required)]
     pub calls: Option<CallsReply>,
     /// What is being written again; null where nothing is.

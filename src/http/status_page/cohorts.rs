@@ -258,6 +258,7 @@ mod tests {
 
     fn shown(cohorts: Vec<CohortView>) -> String {
         crate::http::status_page::render(&StatusSnapshot {
+            leading: true,
             now: 100_000,
             backlog_pages: 0,
             refusal: None,

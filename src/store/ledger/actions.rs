@@ -1,12 +1,11 @@
 //! What an operator does to the ledger.
 
-use rusqlite::{Connection, params};
-
 use super::express::FEW;
 use super::pending::{Late, Tally};
 use super::state::{Ledger, wanted_from};
 use crate::clock::Millis;
 use crate::cohort::{Target, Told, Wanted};
+use crate::store::database::{Connection, may_exist, params};
 use crate::store::{CohortRef, DeadLetterFilter, StoreError, TraitRef};
 
 /// A dead letter that was taken out.
@@ -22,7 +21,7 @@ struct Taken {
 pub fn youngest_dead_letter(connection: &Connection) -> Result<Millis, StoreError> {
     Ok(connection
         .prepare_cached("SELECT coalesce(max(since), 0) FROM dead_letter")?
-        .query_row([], |row| row.get(0))?)
+        .query_row((), |row| row.get(0))?)
 }
 
 impl Ledger {
@@ -34,6 +33,10 @@ impl Ledger {
         limit: usize,
         until: Millis,
     ) -> Result<Vec<Taken>, StoreError> {
+        let named = [filter.identifier.as_deref(), filter.destination.as_deref()];
+        if !named.into_iter().flatten().all(may_exist) {
+            return Ok(Vec::new());
+        }
         Ok(self
             .connection
             .prepare_cached(
@@ -115,11 +118,11 @@ impl Ledger {
         let people = self
             .connection
             .prepare_cached(
-                "SELECT identifier, max(standing > 0) FROM member WHERE cohort = ?1 AND identifier > coalesce(?2, '')
+                "SELECT identifier, max(CASE WHEN standing > 0 THEN 1 ELSE 0 END) FROM member WHERE cohort = ?1 AND identifier > coalesce(?2, '')
                  GROUP BY identifier ORDER BY identifier LIMIT ?3",
             )?
             .query_map(params![cohort.0, after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-                Ok((row.get::<_, String>(0)?, Wanted::of(row.get(1)?)))
+                Ok((row.get::<String>(0)?, Wanted::of(row.get(1)?)))
             })?
             .collect::<Result<Vec<_>, _>>()?;
         let mut tally = Tally::new(id);

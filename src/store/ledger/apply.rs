@@ -1,11 +1,10 @@
 //! Making a whole session true: who is a member, and what each destination therefore does not
 //! know yet.
 
+use crate::store::database::{BEHIND_ALL, Connection, OptionalRow, nothing, params};
+use std::collections::HashMap;
 use std::iter::Peekable;
 use std::sync::LazyLock;
-
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, params};
 
 use super::membership::{Change, Person, Standing, decide};
 use super::rows::Insert;
@@ -20,15 +19,14 @@ use crate::store::{Applied, Chunk, ChunkLayer, CohortRef, Counted, Effect, Store
 /// one transaction.
 const ROWS_A_CHUNK: usize = 4_096;
 
-/// The people of a cohort behind one identifier and up to another, either of which may be missing.
-/// A blob sorts behind every text; an OR in its place would walk to the cohort's end.
+/// The people of a cohort behind one identifier and up to another.
 const RANGE: &str = "SELECT identifier, person, standing FROM member
-     WHERE cohort = ?1 AND identifier > coalesce(?2, '') AND identifier <= coalesce(?3, x'')
-     ORDER BY identifier, person";
+     WHERE cohort = ?1 AND identifier > ?2 AND identifier <= ?3
+     ORDER BY identifier, person LIMIT ?4";
 
 /// The people behind one identifier.
 const BEHIND: &str =
-    "SELECT person, standing FROM member WHERE cohort = ?1 AND identifier = ?2 ORDER BY person";
+    "SELECT identifier, person, standing FROM member WHERE cohort = ?1 AND identifier = ?2";
 
 /// New people.
 static INSERT_MEMBERS: LazyLock<Insert<4>> =
@@ -95,32 +93,41 @@ impl Ledger {
     }
 
     fn write_people(&self, cohort: CohortRef, changes: &Changes) -> Result<(), StoreError> {
-        let mut update = self.connection.prepare_cached(
-            "UPDATE member SET standing = ?4 WHERE cohort = ?1 AND identifier = ?2 AND person = ?3",
-        )?;
-        let mut delete = self.connection.prepare_cached(
-            "DELETE FROM member WHERE cohort = ?1 AND identifier = ?2 AND person = ?3",
-        )?;
-        let mut joined = Vec::new();
+        let (mut joined, mut changed, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for row in &changes.rows {
             let identifier = changes.identifier(row.identifier);
             let person = stored_person(&row.person);
             match (row.was, row.now) {
                 (None, Some(now)) => joined.push((identifier, person, now)),
-                (Some(_), Some(now)) => {
-                    update.execute(params![cohort.0, identifier, person, now.stored()])?;
-                }
-                (_, None) => {
-                    delete.execute(params![cohort.0, identifier, person])?;
-                }
+                (Some(_), Some(now)) => changed.push((identifier, person, now)),
+                (_, None) => gone.push((identifier, person)),
             }
         }
+        self.connection.each_of(
+            "UPDATE member SET standing = ?4 WHERE cohort = ?1 AND identifier = ?2 AND person = ?3",
+            &changed,
+            |(identifier, person, now)| {
+                [
+                    cohort.0.into(),
+                    (*identifier).into(),
+                    (*person).into(),
+                    now.stored().into(),
+                ]
+            },
+            nothing,
+        )?;
+        self.connection.each_of(
+            "DELETE FROM member WHERE cohort = ?1 AND identifier = ?2 AND person = ?3",
+            &gone,
+            |(identifier, person)| [cohort.0.into(), (*identifier).into(), (*person).into()],
+            nothing,
+        )?;
         INSERT_MEMBERS.all(&self.connection, &joined, |(identifier, person, now)| {
             [
-                ValueRef::Integer(cohort.0),
+                cohort.0.into(),
                 (*identifier).into(),
                 (*person).into(),
-                ValueRef::Integer(now.stored()),
+                now.stored().into(),
             ]
         })
     }
@@ -163,7 +170,8 @@ impl Ledger {
                 Some(mark) => self
                     .connection
                     .prepare_cached(
-                        "INSERT OR REPLACE INTO layer_mark (session, identifier, person, mark) VALUES (?1, ?2, ?3, ?4)",
+                        "INSERT INTO layer_mark (session, identifier, person, mark) VALUES (?1, ?2, ?3, ?4)
+                         ON CONFLICT (session, identifier, person) DO UPDATE SET mark = excluded.mark",
                     )?
                     .execute(params![session.0, identifier, person, stored_mark(mark)])?,
                 None => self
@@ -187,7 +195,7 @@ impl Ledger {
                  WHERE id = ?1 AND held > 0 RETURNING held_since = ?2, source, cohort_id, held",
             )?
             .query_row(params![chunk.cohort.0, now, chunk.session.0], |row| {
-                Ok((row.get::<_, bool>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, i64>(3)?))
+                Ok((row.get::<bool>(0)?, row.get::<String>(1)?, row.get::<String>(2)?, row.get::<i64>(3)?))
             })
             .optional()?;
         if let Some((true, source, cohort_id, held)) = noted {
@@ -208,14 +216,94 @@ pub(super) fn people_behind(
     cohort: CohortRef,
     identifier: &str,
 ) -> Result<Vec<Person>, StoreError> {
-    let mut people = Vec::new();
-    let mut statement = connection.prepare_cached(BEHIND)?;
-    let mut rows = statement.query(params![cohort.0, identifier])?;
-    while let Some(row) = rows.next()? {
-        let person = person_from(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?);
-        people.push(Person::known(person, Standing::from_stored(row.get(1)?)));
+    let mut known = behind_each(connection, cohort, &[identifier])?;
+    Ok(known.remove(identifier).unwrap_or_default())
+}
+
+/// The same of each of many identifiers, none of them twice.
+fn behind_each(
+    connection: &Connection,
+    cohort: CohortRef,
+    identifiers: &[&str],
+) -> Result<HashMap<String, Vec<Person>>, StoreError> {
+    let mut known: HashMap<String, Vec<Person>> = HashMap::new();
+    connection.each_of(
+        BEHIND,
+        identifiers,
+        |identifier| [cohort.0.into(), (*identifier).into()],
+        |row| {
+            let person = person_from(row.blob(1)?);
+            let person = Person::known(person, Standing::from_stored(row.get(2)?));
+            match known.get_mut(row.text(0)?) {
+                Some(people) => people.push(person),
+                None => drop(known.insert(row.get(0)?, vec![person])),
+            }
+            Ok::<_, StoreError>(())
+        },
+    )?;
+    for people in known.values_mut() {
+        people.sort_by_key(|person| person.person);
     }
-    Ok(people)
+    Ok(known)
+}
+
+/// Consecutive people of a cohort; identifiers in one piece of memory.
+#[derive(Default)]
+struct Range {
+    identifiers: String,
+    rows: Vec<(usize, Option<PersonHash>, Standing)>,
+    /// The ledger has more of them, behind the last one.
+    goes_on: bool,
+}
+
+impl Range {
+    /// Those whom a piece of a full sync is about, all of an identifier or none.
+    fn read(connection: &Connection, chunk: &Chunk) -> Result<Self, StoreError> {
+        let upto = match chunk.last {
+            true => BEHIND_ALL.as_str(),
+            false => chunk.people.last_identifier().unwrap_or(""),
+        };
+        let after = chunk.after.as_deref().unwrap_or("");
+        let mut most = ROWS_A_CHUNK + 1;
+        let mut statement = connection.prepare_cached(RANGE)?;
+        loop {
+            let mut range = Range::default();
+            statement.scan(params![chunk.cohort.0, after, upto, most], |row| {
+                range.identifiers.push_str(row.text(0)?);
+                let person = person_from(row.blob(1)?);
+                let standing = Standing::from_stored(row.get(2)?);
+                range.rows.push((range.identifiers.len(), person, standing));
+                Ok::<_, StoreError>(true)
+            })?;
+            if range.rows.len() < most {
+                return Ok(range);
+            }
+            if range.drop_last_identifier() {
+                range.goes_on = true;
+                return Ok(range);
+            }
+            most *= 2;
+        }
+    }
+
+    /// Perhaps not all of its people were read. Whether there is another one.
+    fn drop_last_identifier(&mut self) -> bool {
+        let last = self.rows().last().map(|(identifier, ..)| identifier);
+        let kept = self
+            .rows()
+            .take_while(|(identifier, ..)| Some(*identifier) != last)
+            .count();
+        self.rows.truncate(kept);
+        kept > 0
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&str, Option<PersonHash>, Standing)> {
+        let starts = std::iter::once(0).chain(self.rows.iter().map(|(end, ..)| *end));
+        let rows = self.rows.iter().zip(starts);
+        rows.map(|((end, person, standing), start)| {
+            (&self.identifiers[start..*end], *person, *standing)
+        })
+    }
 }
 
 /// How many people a piece of a session would take the trait from.
@@ -279,29 +367,20 @@ impl Work<'_> {
     /// A full sync: walks the ledger and the chunk side by side.
     fn walk(&mut self) -> Result<Option<String>, StoreError> {
         let chunk = self.chunk;
-        let upto = match chunk.last {
-            true => None,
-            false => chunk.people.last_identifier(),
-        };
-        let mut statement = self.connection.prepare_cached(RANGE)?;
-        let mut rows = statement.query(params![chunk.cohort.0, chunk.after.as_deref(), upto])?;
+        let ledger = Range::read(self.connection, chunk)?;
         let mut items = chunk.people.iter().peekable();
-        let mut seen = 0;
         let mut current = String::new();
-        while let Some(row) = rows.next()? {
-            let identifier = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+        for (identifier, person, standing) in ledger.rows() {
             if identifier != current {
                 self.name_before(&mut items, &mut current, Some(identifier))?;
-                if seen >= ROWS_A_CHUNK {
-                    return Ok(Some(current));
-                }
                 current.clear();
                 current.push_str(identifier);
             }
-            seen += 1;
-            let person = person_from(row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?);
-            let standing = Standing::from_stored(row.get(2)?);
             self.people.push(Person::known(person, standing));
+        }
+        if ledger.goes_on {
+            self.name_up_to(&mut items, &mut current)?;
+            return Ok(Some(current));
         }
         self.name_before(&mut items, &mut current, None)?;
         Ok(None)
@@ -328,18 +407,28 @@ impl Work<'_> {
         self.end_identifier(current)
     }
 
+    /// Names everybody of the chunk up to the `current` identifier.
+    fn name_up_to<'a>(
+        &mut self,
+        items: &mut Peekable<impl Iterator<Item = Item<'a>>>,
+        current: &mut String,
+    ) -> Result<(), StoreError> {
+        while let Some(item) = items.next_if(|item| item.identifier == current) {
+            self.name_or_stand_in(item)?;
+        }
+        self.end_identifier(current)
+    }
+
     /// A difference: looks up whom it names.
     fn look_up(&mut self) -> Result<(), StoreError> {
         let chunk = self.chunk;
-        let mut statement = self.connection.prepare_cached(BEHIND)?;
+        let mut named: Vec<&str> = chunk.people.iter().map(|item| item.identifier).collect();
+        named.dedup();
+        let mut known = behind_each(self.connection, chunk.cohort, &named)?;
         let mut items = chunk.people.iter().peekable();
         while let Some(item) = items.next() {
-            let mut rows = statement.query(params![chunk.cohort.0, item.identifier])?;
-            while let Some(row) = rows.next()? {
-                let person = person_from(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?);
-                let standing = Standing::from_stored(row.get(1)?);
-                self.people.push(Person::known(person, standing));
-            }
+            self.people
+                .extend(known.remove(item.identifier).unwrap_or_default());
             self.name_or_stand_in(item)?;
             while let Some(same) = items.next_if(|next| next.identifier == item.identifier) {
                 self.name_or_stand_in(same)?;
@@ -407,11 +496,8 @@ impl Work<'_> {
                 item.identifier,
                 stored_person(&item.person)
             ];
-            let mut rows = statement.query(key)?;
-            marks.push(match rows.next()? {
-                Some(row) if *is_marked => mark_from(row.get(0)?),
-                _ => None,
-            });
+            let mark = statement.query_row(key, |row| row.get(0)).optional()?;
+            marks.push(mark.filter(|_| *is_marked).and_then(mark_from));
         }
         Ok(marks)
     }

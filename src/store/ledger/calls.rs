@@ -1,11 +1,10 @@
 //! The calls of a month.
 
-use rusqlite::params;
-
 use super::state::Ledger;
 use crate::calls::{CallOrder, CallsCounted};
 use crate::clock::Millis;
 use crate::store::StoreError;
+use crate::store::database::params;
 
 impl Ledger {
     /// Counts calls that were made, and leases as many as are wanted and the budget allows.
@@ -20,11 +19,11 @@ impl Ledger {
         let (calls, since) = self
             .connection
             .prepare_cached(
-                "INSERT INTO calls (destination, month, calls, since) VALUES (?1, ?2, max(?3, 0), ?4)
-                 ON CONFLICT DO UPDATE SET calls = max(calls + ?3, 0) RETURNING calls, since",
+                "INSERT INTO calls (destination, month, calls, since) VALUES (?1, ?2, CASE WHEN ?3 < 0 THEN 0 ELSE ?3 END, ?4)
+                 ON CONFLICT (destination, month) DO UPDATE SET calls = CASE WHEN calls.calls + ?3 < 0 THEN 0 ELSE calls.calls + ?3 END RETURNING calls, since",
             )?
             .query_row(params![id, month, order.add, now], |row| {
-                Ok((row.get::<_, u64>(0)?, row.get(1)?))
+                Ok((row.get::<u64>(0)?, row.get(1)?))
             })?;
         let room = order
             .budget

@@ -1,14 +1,13 @@
 //! Runs that are over: the half that was left out, and what comes again of halves that were taken
 //! back. The rules are those of [`crate::run`].
 
-use rusqlite::{OptionalExtension, params};
-
 use super::cohorts::Book;
 use super::sessions::stored_effect;
 use super::state::Ledger;
 use crate::clock::{Millis, millis};
 use crate::cohort::{Action, Half, SourceName};
 use crate::run::{LONGEST_PAUSE, PAUSE};
+use crate::store::database::{OptionalRow, params};
 use crate::store::{CohortRef, Effect, SESSION_EXPIRES, SessionRef, StoreError};
 
 impl Ledger {
@@ -32,22 +31,25 @@ impl Ledger {
         if self.is_heard_of_under_old_id(cohort, partner.action(), book)? {
             return Ok(false);
         }
-        self.connection
+        let session = self
+            .connection
             .prepare_cached(
                 "INSERT INTO session (cohort, action, state, effect, total_pages, heard_at, began_at, completed_at, whole_at_seq, run, is_closed, is_left_out)
-                 VALUES (?1, ?2, 1, ?3, 1, ?4, ?4, ?4, ?5, ?6, 1, 1)",
+                 VALUES (?1, ?2, 1, ?3, 1, ?4, ?4, ?4, ?5, ?6, 1, 1) RETURNING id",
             )?
-            .execute(params![
-                cohort.0,
-                partner.action().as_str(),
-                stored_effect(Effect::Half(partner)),
-                now,
-                whole_at_seq,
-                book.run
-            ])?;
+            .query_row(
+                params![
+                    cohort.0,
+                    partner.action().as_str(),
+                    stored_effect(Effect::Half(partner)),
+                    now,
+                    whole_at_seq,
+                    book.run
+                ],
+                |row| row.get(0),
+            )?;
         if self.finds_nothing_to_judge(cohort)? {
-            let session = SessionRef(self.connection.last_insert_rowid());
-            self.finish_session(session, now)?;
+            self.finish_session(SessionRef(session), now)?;
             return Ok(false);
         }
         Ok(true)
@@ -101,7 +103,7 @@ impl Ledger {
                  WHERE s.state = 2 AND c.misses_partner = 0 AND c.standing = 0
                    AND (SELECT count(*) FROM session WHERE cohort = c.id AND run = c.run AND action <> 'members') = 1",
             )?
-            .query_map([], |row| {
+            .query_map((), |row| {
                 let source: String = row.get(1)?;
                 Ok((CohortRef(row.get(0)?), SourceName::from(source.as_str())))
             })?
@@ -157,13 +159,16 @@ impl Ledger {
         if pages.is_empty() {
             return Ok(());
         }
-        self.connection
+        let new: i64 = self
+            .connection
             .prepare_cached(
                 "INSERT INTO session (cohort, action, session_id, state, effect, total_pages, heard_at, began_at, run)
-                 SELECT cohort, action, ?2, 0, effect, total_pages, heard_at, ?3, ?4 FROM session WHERE id = ?1",
+                 SELECT cohort, action, ?2, 0, effect, total_pages, heard_at, ?3, ?4 FROM session WHERE id = ?1 RETURNING id",
             )?
-            .execute(params![old.0, session_id, book.resumed_at, book.run])?;
-        let new = self.connection.last_insert_rowid();
+            .query_row(
+                params![old.0, session_id, book.resumed_at, book.run],
+                |row| row.get(0),
+            )?;
         for page in pages {
             self.connection
                 .prepare_cached(

@@ -1,11 +1,10 @@
 //! Cohorts, sources and trait keys as they are kept.
 
-use rusqlite::{OptionalExtension, params};
-
 use super::state::Ledger;
 use crate::clock::Millis;
 use crate::cohort::SourceName;
 use crate::run::Habits;
+use crate::store::database::{OptionalRow, params};
 use crate::store::{CohortRef, SourceRules, StoreError, TraitRef};
 use crate::trait_key::{CANARY, Naming};
 
@@ -129,7 +128,7 @@ impl Ledger {
             )?
             .query_row([cohort.0], |row| {
                 Ok(Book {
-                    is_followed: row.get::<_, i64>(0)? == FOLLOWED,
+                    is_followed: row.get::<i64>(0)? == FOLLOWED,
                     run: row.get(1)?,
                     run_heard_at: row.get(2)?,
                     resumed_at: row.get(3)?,
@@ -185,7 +184,7 @@ impl Ledger {
     ) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
-                "UPDATE cohort SET last_heard_at = max(last_heard_at, ?2) WHERE id = ?1",
+                "UPDATE cohort SET last_heard_at = ?2 WHERE id = ?1 AND last_heard_at < ?2",
             )?
             .execute(params![cohort.0, heard_at])?;
         let Some(name) = name else {
@@ -221,11 +220,11 @@ impl Ledger {
         } else {
             name
         };
-        self.connection.execute(
-            "INSERT INTO cohort (source, project_id, cohort_id, name, trait, identified_by, last_heard_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        let cohort = CohortRef(self.connection.query_row(
+            "INSERT INTO cohort (source, project_id, cohort_id, name, trait, identified_by, last_heard_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING id",
             params![&*key.source.0, key.project_id, key.cohort_id, shown, number.0, identified_by, heard_at],
-        )?;
-        let cohort = CohortRef(self.connection.last_insert_rowid());
+            |row| row.get(0),
+        )?);
         self.connection.execute(
             "UPDATE trait SET cohort = ?2 WHERE id = ?1",
             [number.0, cohort.0],
@@ -323,7 +322,7 @@ impl Ledger {
         Ok(self
             .connection
             .prepare_cached("SELECT id FROM cohort")?
-            .query_map([], |row| row.get(0).map(CohortRef))?
+            .query_map((), |row| row.get(0).map(CohortRef))?
             .collect::<Result<_, _>>()?)
     }
 }

@@ -1,13 +1,12 @@
 //! People whom an operator wants erased: from the pages that wait, from the ledger, and from what
 //! each destination does not know yet.
 
+use crate::store::database::{OptionalRow, may_exist, params};
 use std::collections::BTreeSet;
-
-use rusqlite::{OptionalExtension, params};
 
 use super::apply::{Changes, people_behind};
 use super::membership::{Change, Standing};
-use super::pending::Tally;
+use super::pending::{Again, Tally};
 use super::routes::Following;
 use super::state::{Ledger, settled};
 use crate::clock::Millis;
@@ -21,6 +20,9 @@ const PAGES_A_PIECE: usize = 64;
 impl Ledger {
     /// Orders a person's erasure; of how many cohorts anything is known.
     pub fn order_erasure(&mut self, identifier: &str, traits: bool) -> Result<u64, StoreError> {
+        if !may_exist(identifier) {
+            return Ok(0);
+        }
         let known: u64 = self
             .connection
             .prepare_cached(
@@ -33,7 +35,7 @@ impl Ledger {
         self.connection
             .prepare_cached(
                 "INSERT INTO erasure (identifier, traits) VALUES (?1, ?2)
-                 ON CONFLICT DO UPDATE SET traits = traits OR excluded.traits, walked_through = 0",
+                 ON CONFLICT (identifier) DO UPDATE SET traits = CASE WHEN erasure.traits <> 0 THEN 1 ELSE excluded.traits END, walked_through = 0",
             )?
             .execute(params![identifier, traits])?;
         self.may_have_orders = true;
@@ -45,11 +47,11 @@ impl Ledger {
         let order = self
             .connection
             .prepare_cached("SELECT identifier, traits, walked_through FROM erasure LIMIT 1")?
-            .query_row([], |row| {
+            .query_row((), |row| {
                 Ok((
-                    row.get::<_, String>(0)?,
-                    row.get::<_, bool>(1)?,
-                    row.get::<_, i64>(2)?,
+                    row.get::<String>(0)?,
+                    row.get::<bool>(1)?,
+                    row.get::<i64>(2)?,
                 ))
             })
             .optional()?;
@@ -80,7 +82,7 @@ impl Ledger {
             .prepare_cached("SELECT seq, roster FROM inbox WHERE seq > ?1 ORDER BY seq LIMIT ?2")?
             .query_map(
                 params![after, i64::try_from(PAGES_A_PIECE).unwrap_or(i64::MAX)],
-                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)),
+                |row| Ok((row.get::<i64>(0)?, row.get::<Vec<u8>>(1)?)),
             )?
             .collect::<Result<Vec<_>, _>>()?;
         let last = pages.last().map(|(seq, _)| *seq);
@@ -158,11 +160,13 @@ impl Ledger {
                 Some(held) if traits => {
                     self.change_held(
                         id,
-                        identifier,
-                        number,
-                        Wanted::Erased,
-                        Some(now),
-                        held,
+                        &[Again {
+                            identifier,
+                            number,
+                            wanted: Wanted::Erased,
+                            express_at: Some(now),
+                            held,
+                        }],
                         on_leave,
                         &mut tally,
                     )?;

@@ -1,20 +1,28 @@
 //! Delivery's half of the ledger: settle the calls that ended, claim the identities that are due.
 
+use crate::store::database::nothing;
 use std::collections::HashSet;
 use std::sync::Arc;
-
-use rusqlite::params;
 
 use super::state::{InFlight, Ledger, sent_bit};
 use super::sweep::{Row, Swept};
 use crate::backoff::is_due;
 use crate::clock::Millis;
 use crate::cohort::Target;
-use crate::store::{Claim, ClaimedTrait, Claims, Settlement, StoreError};
+use crate::store::{Claim, ClaimedTrait, Claims, Settlement, StoreError, TraitRef};
 
 /// The earlier of two times, where there are any.
 pub(super) fn soonest(one: Option<Millis>, other: Option<Millis>) -> Option<Millis> {
     one.into_iter().chain(other).min()
+}
+
+/// A row that is claimed, and what it is then.
+struct Claimed<'a> {
+    destination: i64,
+    identifier: &'a str,
+    number: TraitRef,
+    sent: i64,
+    late_until: Option<Millis>,
 }
 
 impl Ledger {
@@ -54,12 +62,14 @@ impl Ledger {
             }
         }
         let mut claims = Vec::with_capacity(express.len() + found.len());
+        let mut claimed = Vec::new();
         let swept = found
             .iter()
             .filter(|(identifier, _)| !express.contains(identifier));
         for (identifier, rows) in express.found.iter().chain(swept) {
-            claims.extend(self.claim(destination, identifier, rows, now)?);
+            claims.extend(self.claim(destination, identifier, rows, now, &mut claimed)?);
         }
+        self.write_claimed(&claimed)?;
         Ok(Claims {
             claims,
             resume_after,
@@ -67,12 +77,31 @@ impl Ledger {
         })
     }
 
-    fn claim(
+    /// What was claimed is unknown from now on.
+    fn write_claimed(&self, claimed: &[Claimed<'_>]) -> Result<(), StoreError> {
+        self.connection.each_of(
+            "UPDATE pending SET told = NULL, sent = ?4, late_until = ?5 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+            claimed,
+            |row| {
+                [
+                    row.destination.into(),
+                    row.identifier.into(),
+                    row.number.0.into(),
+                    row.sent.into(),
+                    row.late_until.into(),
+                ]
+            },
+            nothing,
+        )
+    }
+
+    fn claim<'a>(
         &mut self,
         destination: usize,
-        identifier: &Arc<str>,
+        identifier: &'a Arc<str>,
         rows: &[Row],
         now: Millis,
+        claimed: &mut Vec<Claimed<'a>>,
     ) -> Result<Option<Claim>, StoreError> {
         let (id, on_leave, earlier_calls_land_until) = {
             let state = &mut self.destinations[destination];
@@ -100,11 +129,13 @@ impl Ledger {
             } else {
                 row.late_until.max(Some(earlier_calls_land_until))
             };
-            self.connection
-                .prepare_cached(
-                    "UPDATE pending SET told = NULL, sent = ?4, late_until = ?5 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
-                )?
-                .execute(params![id, identifier, row.number.0, row.sent | sent_bit(target), late_until])?;
+            claimed.push(Claimed {
+                destination: id,
+                identifier,
+                number: row.number,
+                sent: row.sent | sent_bit(target),
+                late_until,
+            });
             attempts = attempts.max(row.attempts);
             let trait_key = self.trait_key(row.number)?;
             traits.push(ClaimedTrait {

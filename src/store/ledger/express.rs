@@ -19,10 +19,9 @@
 //! A row leaves the index with its deletion. That it is being called for is not written down there:
 //! whoever is under way is passed over, and is on the lane still when the process is killed.
 
+use crate::store::database::{OptionalRow, params};
 use std::collections::HashSet;
 use std::sync::Arc;
-
-use rusqlite::params;
 
 use super::state::{Ledger, wanted_stored};
 use super::sweep::Row;
@@ -149,7 +148,7 @@ impl Ledger {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT coalesce(sum(rows), 0) FROM (SELECT rows FROM backlog WHERE destination = ?1 AND trait = ?2 AND wanted = ?3 LIMIT ?4)",
+                "SELECT CAST(coalesce(sum(rows), 0) AS BIGINT) FROM (SELECT rows FROM backlog WHERE destination = ?1 AND trait = ?2 AND wanted = ?3 LIMIT ?4) AS newest",
             )?
             .query_row(
                 params![destination, number.0, wanted_stored(Wanted::Member), SECONDS_LOOKED_AT],
@@ -235,11 +234,11 @@ impl Ledger {
         let mut traits = Vec::new();
         for (mut after, through) in [(first_after, i64::MAX), (i64::MIN, first_after)] {
             while traits.len() < most {
-                let mut rows = next.query(params![state.id, after, through])?;
-                let Some(row) = rows.next()? else {
+                let found = next.query_row(params![state.id, after, through], |row| row.get(0));
+                let Some(number) = found.optional()? else {
                     break;
                 };
-                after = row.get(0)?;
+                after = number;
                 traits.push(TraitRef(after));
             }
         }
@@ -259,32 +258,42 @@ impl Ledger {
         let state = &self.destinations[queue.destination];
         let mut statement = self.connection.prepare_cached(
             "SELECT identifier FROM pending INDEXED BY pending_express
-             WHERE destination = ?1 AND trait = ?2 AND wanted = ?3 AND express_at <= ?4 ORDER BY express_at DESC",
+             WHERE destination = ?1 AND trait = ?2 AND wanted = ?3 AND express_at <= ?4 ORDER BY express_at DESC LIMIT ?5",
         )?;
-        let mut rows = statement.query(params![
-            state.id,
-            queue.number.0,
-            wanted_stored(queue.wanted),
-            queue.now - state.rules.linger_ms
-        ])?;
         let before = express.len();
-        let mut may_look_at = state.in_flight.len() + express.len() + places + PASSED_OVER;
-        while express.len() - before < places
-            && may_look_at > 0
-            && let Some(row) = rows.next()?
-        {
-            may_look_at -= 1;
-            let identifier = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
-            let is_busy =
-                state.in_flight.contains_key(identifier) && !queue.settled.contains(identifier);
-            if is_busy || express.contains(identifier) {
-                continue;
+        let may_look_at = state.in_flight.len() + express.len() + places + PASSED_OVER;
+        let mut not_due: HashSet<Arc<str>> = HashSet::new();
+        while express.len() - before < places {
+            let mut candidates: Vec<Arc<str>> = Vec::new();
+            let wanted = places - (express.len() - before);
+            let queued = params![
+                state.id,
+                queue.number.0,
+                wanted_stored(queue.wanted),
+                queue.now - state.rules.linger_ms,
+                may_look_at
+            ];
+            statement.scan(queued, |row| {
+                let identifier = row.text(0)?;
+                let is_busy =
+                    state.in_flight.contains_key(identifier) && !queue.settled.contains(identifier);
+                if !is_busy && !express.contains(identifier) && !not_due.contains(identifier) {
+                    candidates.push(identifier.into());
+                }
+                Ok::<_, StoreError>(candidates.len() < wanted)
+            })?;
+            if candidates.is_empty() {
+                break;
             }
-            let of_identity = self.rows_of(queue.destination, identifier)?;
-            if of_identity.iter().any(|row| is_due(row.due_at, queue.now)) {
-                let identifier: Arc<str> = identifier.into();
-                express.identifiers.insert(Arc::clone(&identifier));
-                express.found.push((identifier, of_identity));
+            let mut rows = self.rows_of(queue.destination, &candidates)?;
+            for identifier in candidates {
+                let of_identity = rows.remove(&*identifier).unwrap_or_default();
+                if of_identity.iter().any(|row| is_due(row.due_at, queue.now)) {
+                    express.identifiers.insert(Arc::clone(&identifier));
+                    express.found.push((identifier, of_identity));
+                } else {
+                    not_due.insert(identifier);
+                }
             }
         }
         Ok(express.len() - before)

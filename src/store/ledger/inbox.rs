@@ -1,7 +1,5 @@
 //! The inbox: pages written down, and taken in order into their sessions.
 
-use rusqlite::{OptionalExtension, Row, params};
-
 use super::cohorts::CohortKey;
 use super::state::Ledger;
 use crate::clock::Millis;
@@ -9,7 +7,9 @@ use crate::cohort::{Action, Half, SourceName};
 use crate::mixpanel::{Page, PageInfo, SetAside};
 use crate::roster::Roster;
 use crate::session::{Fingerprint, State};
+use crate::store::database::{DatabaseError, OptionalRow, Row, ToValue, Value};
 use crate::store::{Assembled, CohortRef, Effect, StoreError};
+use std::sync::LazyLock;
 
 /// A page on its way into the inbox, in the form in which it lies there.
 pub struct InboxPage {
@@ -50,40 +50,78 @@ impl InboxPage {
     }
 }
 
+/// The columns of the inbox that a page fills.
+pub const COLUMNS: [&str; 16] = [
+    "source",
+    "project_id",
+    "cohort_id",
+    "cohort_name",
+    "action",
+    "session_id",
+    "page",
+    "total_pages",
+    "received_at",
+    "fingerprint",
+    "roster",
+    "identified_by",
+    "received",
+    "set_aside",
+    "is_refused",
+    "maps_people",
+];
+
+impl InboxPage {
+    /// How many members could not be used, as stored.
+    pub fn set_aside(&self) -> String {
+        stored_set_aside(&self.page.set_aside)
+    }
+
+    /// What it fills the [`COLUMNS`] with.
+    pub fn values<'a>(&'a self, set_aside: &'a str) -> [Value<'a>; COLUMNS.len()] {
+        let page = &self.page;
+        let page_info = page.page_info;
+        let integer = |number: i64| Value::Integer(Some(number));
+        [
+            Value::Text(Some(&self.source.0)),
+            page.project_id.to_value(),
+            page.cohort_id.to_value(),
+            page.cohort_name.to_value(),
+            Value::Text(Some(page.action.as_str())),
+            page.session_id.to_value(),
+            Value::Integer(page_info.map(|info| info.number.into())),
+            Value::Integer(page_info.map(|info| info.total.into())),
+            integer(self.received_at),
+            Value::Blob(Some(&self.fingerprint)),
+            Value::Blob(Some(page.roster.as_bytes())),
+            Value::Text(Some(&page.identified_by)),
+            page.members_received.to_value(),
+            Value::Text(Some(set_aside)),
+            self.is_refused.to_value(),
+            self.maps_people.to_value(),
+        ]
+    }
+
+    /// Bytes, about, that it takes.
+    pub fn bytes(&self) -> usize {
+        256 + self.page.roster.as_bytes().len()
+    }
+}
+
 impl Ledger {
     /// Writes a page down.
     pub fn append(&mut self, inbox_page: &InboxPage) -> Result<(), StoreError> {
-        let InboxPage {
-            source,
-            page,
-            fingerprint,
-            received_at,
-            maps_people,
-            is_refused,
-        } = inbox_page;
+        static INSERT: LazyLock<String> = LazyLock::new(|| {
+            let numbers: Vec<_> = (1..=COLUMNS.len()).map(|at| format!("?{at}")).collect();
+            format!(
+                "INSERT INTO inbox ({}) VALUES ({})",
+                COLUMNS.join(", "),
+                numbers.join(", ")
+            )
+        });
+        let set_aside = inbox_page.set_aside();
         self.connection
-            .prepare_cached(
-                "INSERT INTO inbox (source, project_id, cohort_id, cohort_name, action, session_id, page, total_pages, received_at, fingerprint, roster, identified_by, received, set_aside, is_refused, maps_people)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
-            )?
-            .execute(params![
-                &*source.0,
-                page.project_id,
-                page.cohort_id,
-                page.cohort_name,
-                page.action.as_str(),
-                page.session_id,
-                page.page_info.map(|info| info.number),
-                page.page_info.map(|info| info.total),
-                received_at,
-                &fingerprint[..],
-                page.roster.as_bytes(),
-                &*page.identified_by,
-                i64::try_from(page.members_received).unwrap_or(i64::MAX),
-                stored_set_aside(&page.set_aside),
-                is_refused,
-                maps_people,
-            ])?;
+            .prepare_cached(&INSERT)?
+            .execute(&inbox_page.values(&set_aside)[..])?;
         Ok(())
     }
 
@@ -152,7 +190,7 @@ impl Ledger {
         if assembled.pages > 0 {
             self.connection
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO meta (key, value) VALUES ('taken_through', ?1)",
+                    "INSERT INTO meta (key, value) VALUES ('taken_through', ?1) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
                 )?
                 .execute([taken_through])?;
         }
@@ -162,8 +200,8 @@ impl Ledger {
     fn taken_through(&self) -> Result<i64, StoreError> {
         Ok(self
             .connection
-            .prepare_cached("SELECT value FROM meta WHERE key = 'taken_through'")?
-            .query_row([], |row| row.get(0))
+            .prepare_cached("SELECT CAST(value AS BIGINT) FROM meta WHERE key = 'taken_through'")?
+            .query_row((), |row| row.get(0))
             .optional()?
             .unwrap_or(0))
     }
@@ -278,19 +316,19 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+    fn from_row(row: &Row<'_>) -> Result<Self, DatabaseError> {
         let action: String = row.get(5)?;
         let number: Option<u32> = row.get(7)?;
         let total: Option<u32> = row.get(8)?;
         Ok(Waiting {
             seq: row.get(0)?,
             cohort: CohortKey {
-                source: SourceName::from(row.get::<_, String>(1)?.as_str()),
+                source: SourceName::from(row.get::<String>(1)?.as_str()),
                 project_id: row.get(2)?,
                 cohort_id: row.get(3)?,
             },
             cohort_name: row.get(4)?,
-            action: action_from(5, &action)?,
+            action: action_from(&action)?,
             session_id: row.get(6)?,
             page_info: number
                 .zip(total)
@@ -306,14 +344,8 @@ impl Waiting {
 }
 
 /// An action as stored.
-pub fn action_from(column: usize, word: &str) -> rusqlite::Result<Action> {
-    Action::parse(word).ok_or_else(|| {
-        rusqlite::Error::FromSqlConversionFailure(
-            column,
-            rusqlite::types::Type::Text,
-            format!("{word:?} is no action").into(),
-        )
-    })
+pub fn action_from(word: &str) -> Result<Action, DatabaseError> {
+    Action::parse(word).ok_or_else(|| DatabaseError::Damaged(format!("{word:?} is no action")))
 }
 
 /// How many members a page could not use, as stored: `missing 3,blank 1`.

@@ -5,20 +5,16 @@
 //! has both. A walk, a piece a transaction, each written down: a kill goes on where it was.
 //! Nothing else may be done to the ledger before it is over.
 
-use std::path::Path;
-
-use rusqlite::{Connection, OptionalExtension, params};
-
 use super::apply::people_behind;
 use super::cohorts::{CohortKey, explicit_key};
 use super::membership::{Change, Standing};
-use super::pending::Tally;
+use super::pending::{Again, Tally};
 use super::routes::Following;
 use super::state::{Ledger, settled};
 use crate::clock::Millis;
 use crate::cohort::{SourceName, Target, Told, Wanted};
-use crate::store::sqlite::connect_reader;
-use crate::store::{CohortRef, KeyChange, SourceRules, StoreError, TraitRef};
+use crate::store::database::{Connection, OptionalRow, params};
+use crate::store::{CohortRef, Database, KeyChange, SourceRules, StoreError, TraitRef};
 
 /// A cohort and its trait.
 struct Owner {
@@ -85,7 +81,7 @@ impl Ledger {
         self.connection
             .prepare_cached(
                 "INSERT INTO key_move (trait, from_cohort, to_cohort) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET from_cohort = coalesce(from_cohort, excluded.from_cohort), to_cohort = coalesce(to_cohort, excluded.to_cohort)",
+                 ON CONFLICT (trait) DO UPDATE SET from_cohort = coalesce(key_move.from_cohort, excluded.from_cohort), to_cohort = coalesce(key_move.to_cohort, excluded.to_cohort)",
             )?
             .execute(params![number.0, from.map(|cohort| cohort.0), to.map(|cohort| cohort.0)])?;
         Ok(())
@@ -97,11 +93,11 @@ impl Ledger {
             .prepare_cached(
                 "SELECT trait, from_cohort, to_cohort, walked_through FROM key_move WHERE is_done = 0 LIMIT 1",
             )?
-            .query_row([], |row| {
+            .query_row((), |row| {
                 Ok(Move {
                     number: TraitRef(row.get(0)?),
-                    from: row.get::<_, Option<i64>>(1)?.map(CohortRef),
-                    to: row.get::<_, Option<i64>>(2)?.map(CohortRef),
+                    from: row.get::<Option<i64>>(1)?.map(CohortRef),
+                    to: row.get::<Option<i64>>(2)?.map(CohortRef),
                     after: row.get(3)?,
                 })
             })
@@ -118,10 +114,10 @@ impl Ledger {
             .connection
             .prepare_cached(
                 "SELECT identifier FROM (
-                     SELECT * FROM (SELECT DISTINCT identifier FROM member WHERE cohort = ?1 AND identifier > coalesce(?3, '') ORDER BY identifier LIMIT ?4)
+                     SELECT * FROM (SELECT DISTINCT identifier FROM member WHERE cohort = ?1 AND identifier > coalesce(?3, '') ORDER BY identifier LIMIT ?4) AS here
                      UNION
-                     SELECT * FROM (SELECT DISTINCT identifier FROM member WHERE cohort = ?2 AND identifier > coalesce(?3, '') ORDER BY identifier LIMIT ?4)
-                 ) ORDER BY identifier LIMIT ?4",
+                     SELECT * FROM (SELECT DISTINCT identifier FROM member WHERE cohort = ?2 AND identifier > coalesce(?3, '') ORDER BY identifier LIMIT ?4) AS there
+                 ) AS both_of_them ORDER BY identifier LIMIT ?4",
             )?
             .query_map(
                 params![
@@ -183,11 +179,13 @@ impl Ledger {
         if let Some(held) = self.pending_row(id, identifier, trait_move.number)? {
             return self.change_held(
                 id,
-                identifier,
-                trait_move.number,
-                wanted,
-                None,
-                held,
+                &[Again {
+                    identifier,
+                    number: trait_move.number,
+                    wanted,
+                    express_at: None,
+                    held,
+                }],
                 on_leave,
                 tally,
             );
@@ -232,7 +230,7 @@ impl Ledger {
         // Until the new trait is delivered, whoever lacks it may still be in the cohort.
         self.connection.execute(
             "UPDATE cohort SET trait = (SELECT trait FROM key_move WHERE to_cohort = cohort.id),
-                    first_applied_at = max(first_applied_at, ?1)
+                    first_applied_at = CASE WHEN first_applied_at < ?1 THEN ?1 ELSE first_applied_at END
              WHERE id IN (SELECT to_cohort FROM key_move WHERE to_cohort IS NOT NULL)",
             [now],
         )?;
@@ -240,13 +238,14 @@ impl Ledger {
         self.connection.execute(
             "UPDATE trait SET cohort = (SELECT to_cohort FROM key_move WHERE key_move.trait = trait.id)
              WHERE id IN (SELECT trait FROM key_move WHERE to_cohort IS NOT NULL)",
-            [],
+            (),
         )?;
         self.connection.execute(
-            "INSERT OR REPLACE INTO meta (key, value) SELECT 'strangers:' || trait, 1 FROM key_move WHERE from_cohort IS NOT NULL",
-            [],
+            "INSERT INTO meta (key, value) SELECT 'strangers:' || trait, 1 FROM key_move WHERE from_cohort IS NOT NULL
+             ON CONFLICT (key) DO NOTHING",
+            (),
         )?;
-        let moves = self.connection.execute("DELETE FROM key_move", [])?;
+        let moves = self.connection.execute("DELETE FROM key_move", ())?;
         if moves > 0 {
             self.look_up_pauses()?;
         }
@@ -259,8 +258,11 @@ impl Ledger {
 ///
 /// # Errors
 /// [`StoreError::KeyTaken`] where that start would fail.
-pub fn key_changes(path: &Path, sources: &[SourceRules]) -> Result<Vec<KeyChange>, StoreError> {
-    let connection = connect_reader(path)?;
+pub fn key_changes(
+    database: &Database,
+    sources: &[SourceRules],
+) -> Result<Vec<KeyChange>, StoreError> {
+    let connection = database.reader()?;
     let changes = changes(&connection, sources)?;
     Ok(changes
         .into_iter()
@@ -324,11 +326,11 @@ fn owners(connection: &Connection) -> Result<Vec<Owner>, StoreError> {
         .prepare_cached(
             "SELECT c.id, c.source, c.project_id, c.cohort_id, c.name, c.trait, t.key FROM cohort c JOIN trait t ON t.id = c.trait",
         )?
-        .query_map([], |row| {
+        .query_map((), |row| {
             Ok(Owner {
                 cohort: CohortRef(row.get(0)?),
                 key: CohortKey {
-                    source: SourceName::from(row.get::<_, String>(1)?.as_str()),
+                    source: SourceName::from(row.get::<String>(1)?.as_str()),
                     project_id: row.get(2)?,
                     cohort_id: row.get(3)?,
                 },

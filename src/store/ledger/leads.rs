@@ -1,14 +1,10 @@
 //! Where the settings lead the cohorts of a ledger, beside what they are there now.
 
-use std::path::Path;
-
-use rusqlite::Connection;
-
 use super::routes::Following;
 use crate::cohort::{DestinationName, SourceName};
 use crate::route::{Routed, Routes};
-use crate::store::sqlite::connect_reader;
-use crate::store::{CohortRef, GoesNowhere, RouteChange, StoreError};
+use crate::store::database::{Connection, OptionalRow};
+use crate::store::{CohortRef, Database, GoesNowhere, RouteChange, StoreError};
 
 /// A cohort and a destination.
 pub(super) struct Lead {
@@ -41,10 +37,10 @@ pub(super) fn leads(
     routes: &Routes,
 ) -> Result<Leads, StoreError> {
     let known = connection
-        .prepare("SELECT name, id FROM destination ORDER BY id")?
-        .query_map([], |row| {
-            let name = DestinationName::from(row.get::<_, String>(0)?.as_str());
-            Ok((name, row.get::<_, i64>(1)?))
+        .prepare_cached("SELECT name, id FROM destination ORDER BY id")?
+        .query_map((), |row| {
+            let name = DestinationName::from(row.get::<String>(0)?.as_str());
+            Ok((name, row.get::<i64>(1)?))
         })?
         .collect::<Result<Vec<_>, _>>()?;
     let others = known.iter().map(|(name, _)| name);
@@ -60,32 +56,33 @@ pub(super) fn leads(
         })
         .collect();
 
-    let mut pair = connection
-        .prepare("SELECT is_wanted, state FROM route WHERE cohort = ?1 AND destination = ?2")?;
-    let mut statement = connection.prepare(
+    let mut pair = connection.prepare_cached(
+        "SELECT is_wanted, state FROM route WHERE cohort = ?1 AND destination = ?2",
+    )?;
+    let mut statement = connection.prepare_cached(
         "SELECT id, source, project_id, cohort_id, name FROM cohort ORDER BY source, cohort_id",
     )?;
-    let mut rows = statement.query([])?;
+    let cohorts = statement.query_map((), |row| {
+        let text = |column| row.get::<String>(column);
+        Ok((row.get(0)?, [text(1)?, text(2)?, text(3)?, text(4)?]))
+    })?;
     let (mut pairs, mut nowhere) = (Vec::new(), Vec::new());
-    while let Some(row) = rows.next()? {
-        let cohort = CohortRef(row.get(0)?);
-        let text = |column: usize| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
+    for cohort in cohorts {
+        let (number, [source, project_id, cohort_id, name]) = cohort?;
+        let cohort = CohortRef(number);
         let routed = Routed {
-            source: text(1)?,
-            project_id: text(2)?,
-            cohort_id: text(3)?,
-            name: text(4)?,
+            source: &source,
+            project_id: &project_id,
+            cohort_id: &cohort_id,
+            name: &name,
         };
         let before = pairs.len();
         for (place, (name, id)) in all.iter().zip(&ids).enumerate() {
             let (was_led, state) = match id {
-                Some(id) => {
-                    let mut rows = pair.query([cohort.0, *id])?;
-                    match rows.next()? {
-                        Some(row) => (row.get(0)?, row.get(1)?),
-                        None => (false, 0),
-                    }
-                }
+                Some(id) => pair
+                    .query_row([cohort.0, *id], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()?
+                    .unwrap_or((false, 0)),
                 None => (false, 0),
             };
             pairs.push(Lead {
@@ -118,11 +115,11 @@ pub(super) fn leads(
 /// # Errors
 /// Where the ledger cannot be read.
 pub fn route_changes(
-    path: &Path,
+    database: &Database,
     destinations: &[DestinationName],
     routes: &Routes,
 ) -> Result<(Vec<RouteChange>, Vec<GoesNowhere>), StoreError> {
-    let connection = connect_reader(path)?;
+    let connection = database.reader()?;
     let Leads {
         pairs,
         destinations,

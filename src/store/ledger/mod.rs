@@ -14,6 +14,7 @@ mod express;
 pub(super) mod inbox;
 pub(super) mod keys;
 pub(super) mod leads;
+pub(super) mod lease;
 mod membership;
 mod orders;
 pub(super) mod pauses;

@@ -2,14 +2,13 @@
 //! retired, and people who are [erased](super::erasures). They are written down at once and carried
 //! out by the fold, a little at a time, between sessions and never beside one.
 
-use rusqlite::{OptionalExtension, params};
-
 use super::apply::{Changes, people_behind};
 use super::cohorts::{FOLLOWED, FORGOTTEN, LEFT, RETIRING};
 use super::membership::Standing;
 use super::state::Ledger;
 use crate::clock::Millis;
 use crate::cohort::SourceName;
+use crate::store::database::{OptionalRow, may_exist, params};
 use crate::store::{CohortRef, HoldDecision, StoreError};
 
 impl Ledger {
@@ -31,7 +30,7 @@ impl Ledger {
                 .prepare_cached(
                     "UPDATE cohort SET hold_decision = ?2, walked_through = NULL WHERE id = ?1 AND held > 0 AND standing = ?3 RETURNING held",
                 )?
-                .query_row(params![cohort.0, stored, FOLLOWED], |row| row.get::<_, u64>(0))
+                .query_row(params![cohort.0, stored, FOLLOWED], |row| row.get::<u64>(0))
                 .optional()?
                 .unwrap_or(0);
         }
@@ -50,7 +49,7 @@ impl Ledger {
                             began_again = NULL, first_applied_at = NULL
                      WHERE id = ?1 AND standing = ?3 RETURNING members + held + kept",
                 )?
-                .query_row(params![cohort.0, RETIRING, FOLLOWED], |row| row.get::<_, u64>(0))
+                .query_row(params![cohort.0, RETIRING, FOLLOWED], |row| row.get::<u64>(0))
                 .optional()?
                 .unwrap_or(0);
             self.connection
@@ -83,7 +82,7 @@ impl Ledger {
             .prepare_cached(
                 "SELECT 1 FROM session WHERE state = 1 AND applied_through IS NOT NULL",
             )?
-            .exists([])?)
+            .exists(())?)
     }
 
     fn decide_some(&mut self, limit: usize, now: Millis) -> Result<bool, StoreError> {
@@ -92,11 +91,11 @@ impl Ledger {
             .prepare_cached(
                 "SELECT id, hold_decision, walked_through FROM cohort WHERE hold_decision IS NOT NULL LIMIT 1",
             )?
-            .query_row([], |row| {
+            .query_row((), |row| {
                 Ok((
                     CohortRef(row.get(0)?),
-                    row.get::<_, i64>(1)?,
-                    row.get::<_, Option<String>>(2)?,
+                    row.get::<i64>(1)?,
+                    row.get::<Option<String>>(2)?,
                 ))
             })
             .optional()?;
@@ -135,7 +134,7 @@ impl Ledger {
             .connection
             .prepare_cached("SELECT id, walked_through FROM cohort WHERE standing = ?1 LIMIT 1")?
             .query_row([RETIRING], |row| {
-                Ok((CohortRef(row.get(0)?), row.get::<_, Option<String>>(1)?))
+                Ok((CohortRef(row.get(0)?), row.get::<Option<String>>(1)?))
             })
             .optional()?;
         let Some((cohort, after)) = order else {
@@ -160,7 +159,7 @@ impl Ledger {
             // call lands after all.
             self.connection
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO meta (key, value) SELECT 'strangers:' || trait, 1 FROM cohort WHERE id = ?1",
+                    "INSERT INTO meta (key, value) SELECT 'strangers:' || trait, 1 FROM cohort WHERE id = ?1 ON CONFLICT (key) DO NOTHING",
                 )?
                 .execute([cohort.0])?;
         }
@@ -270,6 +269,9 @@ impl Ledger {
         source: &SourceName,
         cohort_id: &str,
     ) -> Result<Option<Vec<CohortRef>>, StoreError> {
+        if !may_exist(cohort_id) {
+            return Ok(None);
+        }
         let cohorts = self.cohorts_named(source, cohort_id)?;
         Ok((!cohorts.is_empty()).then_some(cohorts))
     }

@@ -11,9 +11,9 @@
 //!
 //! A paused destination keeps its rows where they are: nobody claims for it.
 
+use crate::store::database::{BEHIND_ALL, Connection, OptionalRow, params};
 use std::collections::HashMap;
 
-use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use super::state::Ledger;
@@ -26,7 +26,20 @@ const PARKED: i64 = 2;
 const RETURNING: i64 = 3;
 
 /// The traits of which rows may be parked, and whether new ones are.
-pub(super) type Parking = HashMap<TraitRef, bool>;
+#[derive(Debug)]
+pub(super) struct Parking(HashMap<TraitRef, bool>);
+
+impl Parking {
+    /// Whether rows of a trait may stand in either place.
+    pub(super) fn knows(&self, number: TraitRef) -> bool {
+        self.0.contains_key(&number)
+    }
+
+    /// Whether what is wanted of a trait must not be called for.
+    pub(super) fn holds(&self, number: TraitRef, wanted: Wanted) -> bool {
+        wanted != Wanted::Erased && self.0.get(&number) == Some(&true)
+    }
+}
 
 /// Where a walk stands: everything before is done.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -65,16 +78,16 @@ impl Ledger {
         for cohort in cohorts {
             self.connection
                 .prepare_cached(
-                    "UPDATE cohort SET paused_at = CASE WHEN ?2 THEN coalesce(paused_at, ?3) END WHERE id = ?1",
+                    "UPDATE cohort SET paused_at = CASE WHEN ?2 <> 0 THEN coalesce(paused_at, ?3) END WHERE id = ?1",
                 )?
                 .execute(params![cohort.0, pauses, now])?;
             pending += self
                 .connection
                 .prepare_cached(
-                    "SELECT coalesce(sum(b.rows), 0) FROM destination d JOIN trait t ON t.cohort = ?1
+                    "SELECT CAST(coalesce(sum(b.rows), 0) AS BIGINT) FROM destination d JOIN trait t ON t.cohort = ?1
                      JOIN backlog b ON b.destination = d.id AND b.trait = t.id",
                 )?
-                .query_row([cohort.0], |row| row.get::<_, u64>(0))?;
+                .query_row([cohort.0], |row| row.get::<u64>(0))?;
         }
         self.look_up_pauses()?;
         Ok(pending)
@@ -97,12 +110,14 @@ impl Ledger {
         };
         self.connection
             .prepare_cached(
-                "UPDATE destination SET paused_at = CASE WHEN ?2 THEN coalesce(paused_at, ?3) END WHERE id = ?1",
+                "UPDATE destination SET paused_at = CASE WHEN ?2 <> 0 THEN coalesce(paused_at, ?3) END WHERE id = ?1",
             )?
             .execute(params![state.id, pauses, now])?;
         let pending = self
             .connection
-            .prepare_cached("SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = ?1")?
+            .prepare_cached(
+                "SELECT CAST(coalesce(sum(rows), 0) AS BIGINT) FROM backlog WHERE destination = ?1",
+            )?
             .query_row([state.id], |row| row.get(0))?;
         Ok(Some(pending))
     }
@@ -116,7 +131,7 @@ impl Ledger {
             .prepare_cached(
                 "INSERT INTO parked (trait, state)
                      SELECT t.id, ?1 FROM cohort c JOIN trait t ON t.cohort = c.id WHERE c.paused_at IS NOT NULL
-                 ON CONFLICT DO UPDATE SET state = excluded.state WHERE state = ?2",
+                 ON CONFLICT (trait) DO UPDATE SET state = excluded.state WHERE parked.state = ?2",
             )?
             .execute([PARKING, RETURNING])?;
         let back = self
@@ -199,14 +214,17 @@ impl Ledger {
             Way::Out => "wanted <> 2 AND trait IN",
             Way::Back => "trait NOT IN",
         };
-        // A blob sorts behind every text.
         self.connection
             .prepare_cached(&format!(
                 "UPDATE pending SET destination = -destination
-                 WHERE destination = ?1 AND identifier > coalesce(?2, '') AND identifier <= coalesce(?3, x'')
+                 WHERE destination = ?1 AND identifier > coalesce(?2, '') AND identifier <= ?3
                  AND {whom} (SELECT trait FROM parked WHERE state <> {RETURNING})",
             ))?
-            .execute(params![from, after, through])?;
+            .execute(params![
+                from,
+                after,
+                through.as_deref().unwrap_or(&BEHIND_ALL)
+            ])?;
         Ok(through)
     }
 
@@ -231,12 +249,12 @@ impl Ledger {
     fn note_walk(&self, way: Way, walk: &Walk) -> Result<(), StoreError> {
         let stored = serde_json::to_string(walk).map_err(unreadable)?;
         self.connection
-            .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
-            .execute([way.key(), &stored])?;
+            .prepare_cached("INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value")?
+            .execute([way.key(), stored.as_str()])?;
         Ok(())
     }
 
-    fn parking(&self) -> Result<&Parking, StoreError> {
+    pub(super) fn parking(&self) -> Result<&Parking, StoreError> {
         if let Some(parking) = self.parking.get() {
             return Ok(parking);
         }
@@ -245,12 +263,12 @@ impl Ledger {
             .prepare_cached("SELECT trait, state <> ?1 FROM parked")?
             .query_map([RETURNING], |row| Ok((TraitRef(row.get(0)?), row.get(1)?)))?
             .collect::<Result<_, _>>()?;
-        Ok(self.parking.get_or_init(|| parking))
+        Ok(self.parking.get_or_init(|| Parking(parking)))
     }
 
     /// Whether what is wanted of a trait must not be called for.
     pub(super) fn is_parked(&self, number: TraitRef, wanted: Wanted) -> Result<bool, StoreError> {
-        Ok(wanted != Wanted::Erased && self.parking()?.get(&number) == Some(&true))
+        Ok(self.parking()?.holds(number, wanted))
     }
 
     /// The destination's number in `pending` for a row in which that is wanted.
@@ -273,7 +291,7 @@ impl Ledger {
         identifier: &str,
         number: TraitRef,
     ) -> Result<i64, StoreError> {
-        if !self.parking()?.contains_key(&number) {
+        if !self.parking()?.knows(number) {
             return Ok(destination);
         }
         let place = self
@@ -311,8 +329,8 @@ impl Ledger {
 pub fn paused_destinations(connection: &Connection) -> Result<Vec<DestinationName>, StoreError> {
     Ok(connection
         .prepare_cached("SELECT name FROM destination WHERE paused_at IS NOT NULL")?
-        .query_map([], |row| {
-            Ok(DestinationName::from(row.get::<_, String>(0)?.as_str()))
+        .query_map((), |row| {
+            Ok(DestinationName::from(row.get::<String>(0)?.as_str()))
         })?
         .collect::<Result<_, _>>()?)
 }

@@ -1,10 +1,8 @@
 //! What a destination does not know yet, as changes of membership make it.
 
-use std::collections::BTreeMap;
+use crate::store::database::{Value, nothing, params};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
-
-use rusqlite::types::ValueRef;
-use rusqlite::{OptionalExtension, params};
 
 use super::apply::Changes;
 use super::membership::{Change, Standing};
@@ -41,6 +39,18 @@ impl Ledger {
             .prepare_cached("SELECT 1 FROM dead_letter WHERE destination = ?1 LIMIT 1")?
             .exists([id])?;
         let has_strangers = self.has_strangers(id, number)?;
+        // Of whom nothing was known there is nothing to look up.
+        let known: Vec<&str> = changes
+            .traits()
+            .filter(|(_, change)| has_strangers || change.was.is_some())
+            .map(|(identifier, _)| identifier)
+            .collect();
+        let mut held_rows = self.pending_rows(id, &known, number)?;
+        let mut dead_rows = HashMap::new();
+        if has_dead {
+            let everybody: Vec<&str> = changes.traits().map(|(identifier, _)| identifier).collect();
+            dead_rows = self.take_all_dead(id, &everybody, number)?;
+        }
         let joins = changes
             .traits()
             .filter(|(_, change)| change.now.is_some_and(Standing::is_wanted));
@@ -48,25 +58,18 @@ impl Ledger {
             self.express_entry(id, number, joins.count(), changes.of_small_session, now)?;
         let mut tally = Tally::new(id);
         let mut unheard = Vec::new();
+        let mut again = Vec::new();
         for (identifier, change) in changes.traits() {
             let wanted = Wanted::of(change.now.is_some_and(Standing::is_wanted));
-            let held = match change.was {
-                // Nothing was known of the person, so there is nothing to look up.
-                None if !has_strangers => None,
-                _ => self.pending_row(id, identifier, number)?,
-            };
-            let dead = if has_dead {
-                self.take_dead(id, identifier, number)?
-            } else {
-                None
-            };
-            match held {
-                Some(held) => {
-                    let express_at = entry.next(wanted);
-                    self.change_held(
-                        id, identifier, number, wanted, express_at, held, on_leave, &mut tally,
-                    )?
-                }
+            let dead = dead_rows.remove(identifier);
+            match held_rows.remove(identifier) {
+                Some(held) => again.push(Again {
+                    identifier,
+                    number,
+                    wanted,
+                    express_at: entry.next(wanted),
+                    held,
+                }),
                 None => {
                     let told = match dead {
                         Some(_) => Told::Unknown,
@@ -85,6 +88,7 @@ impl Ledger {
                 }
             }
         }
+        self.change_held(id, &again, on_leave, &mut tally)?;
         self.insert_all_pending(id, number, &unheard, now)?;
         self.count(&tally)
     }
@@ -101,48 +105,69 @@ impl Ledger {
             .exists([destination, number.0])?)
     }
 
-    /// The person changes again before the destination heard of the last change.
-    #[allow(clippy::too_many_arguments)]
+    /// People change again before the destination heard of the last change.
     pub(super) fn change_held(
         &self,
         destination: i64,
-        identifier: &str,
-        number: TraitRef,
-        wanted: Wanted,
-        express_at: Option<Millis>,
-        held: Held,
+        again: &[Again<'_>],
         on_leave: OnLeave,
         tally: &mut Tally,
     ) -> Result<(), StoreError> {
-        let needs_write = held.told.needs_write(Target::of(wanted, on_leave));
-        if held.told.needs_write(Target::of(held.wanted, on_leave)) {
-            tally.add(number, held.wanted, held.since, -1);
+        let (mut settled, mut changed) = (Vec::new(), Vec::new());
+        for again in again {
+            let (held, wanted) = (&again.held, again.wanted);
+            let needs_write = held.told.needs_write(Target::of(wanted, on_leave));
+            if held.told.needs_write(Target::of(held.wanted, on_leave)) {
+                tally.add(again.number, held.wanted, held.since, -1);
+            }
+            if needs_write {
+                tally.add(again.number, wanted, held.since, 1);
+            }
+            if needs_write || held.late_until.is_some() {
+                // A change goes out at once, but where the last call failed; a value that is right
+                // already waits for the end of its watch.
+                changed.push((again, held.late_until.filter(|_| !needs_write)));
+            } else {
+                settled.push(again);
+            }
         }
-        if needs_write {
-            tally.add(number, wanted, held.since, 1);
-        }
-        if needs_write || held.late_until.is_some() {
-            // A change goes out at once, but where the last call failed; a value that is right
-            // already waits for the end of its watch.
-            let watched_until = held.late_until.filter(|_| !needs_write);
-            let place = self.found_at(destination, identifier, number)?;
-            self.connection
-                .prepare_cached(
-                    "UPDATE pending SET wanted = ?4, due_at = CASE WHEN error IS NULL THEN ?5 ELSE due_at END,
-                            express_at = coalesce(CASE WHEN error IS NULL THEN ?6 ELSE max(?6, coalesce(due_at, ?6)) END, express_at)
-                     WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
-                )?
-                .execute(params![
-                    place,
-                    identifier,
-                    number.0,
-                    wanted_stored(wanted),
-                    watched_until,
-                    watched_until.or(express_at)
-                ])?;
-            self.bring_home(destination, place, identifier, number, wanted)?;
-        } else {
-            self.delete_pending(destination, identifier, number)?;
+        self.connection.each_of(
+            "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+            &settled,
+            |again| {
+                [
+                    again.held.place.into(),
+                    again.identifier.into(),
+                    again.number.0.into(),
+                ]
+            },
+            nothing,
+        )?;
+        self.connection.each_of(
+            "UPDATE pending SET wanted = ?4, due_at = CASE WHEN error IS NULL THEN ?5 ELSE due_at END,
+                    express_at = coalesce(CASE WHEN error IS NULL OR due_at IS NULL OR due_at < ?6 THEN ?6 WHEN ?6 IS NOT NULL THEN due_at END, express_at)
+             WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+            &changed,
+            |(again, watched_until)| {
+                [
+                    again.held.place.into(),
+                    again.identifier.into(),
+                    again.number.0.into(),
+                    wanted_stored(again.wanted).into(),
+                    (*watched_until).into(),
+                    watched_until.or(again.express_at).into(),
+                ]
+            },
+            nothing,
+        )?;
+        for (again, _) in changed {
+            let Again {
+                identifier,
+                number,
+                wanted,
+                ..
+            } = *again;
+            self.bring_home(destination, again.held.place, identifier, number, wanted)?;
         }
         Ok(())
     }
@@ -153,20 +178,42 @@ impl Ledger {
         identifier: &str,
         number: TraitRef,
     ) -> Result<Option<Held>, StoreError> {
-        Ok(self
-            .connection
-            .prepare_cached(
-                "SELECT wanted, told, since, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
-            )?
-            .query_row(params![self.found_at(destination, identifier, number)?, identifier, number.0], |row| {
-                Ok(Held {
-                    wanted: wanted_from(row.get(0)?),
-                    told: told_from(row.get(1)?),
-                    since: row.get(2)?,
-                    late_until: row.get(3)?,
-                })
-            })
-            .optional()?)
+        let mut rows = self.pending_rows(destination, &[identifier], number)?;
+        Ok(rows.remove(identifier))
+    }
+
+    /// What is pending of a trait of each of these people.
+    fn pending_rows(
+        &self,
+        destination: i64,
+        identifiers: &[&str],
+        number: TraitRef,
+    ) -> Result<HashMap<String, Held>, StoreError> {
+        let mut rows = HashMap::new();
+        // What is parked stands elsewhere.
+        let places = match self.parking()?.knows(number) {
+            true => &[destination, -destination][..],
+            false => &[destination][..],
+        };
+        for place in places {
+            self.connection.each_of(
+                "SELECT identifier, wanted, told, since, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+                identifiers,
+                |identifier| [(*place).into(), (*identifier).into(), number.0.into()],
+                |row| {
+                    let held = Held {
+                        place: *place,
+                        wanted: wanted_from(row.get(1)?),
+                        told: told_from(row.get(2)?),
+                        since: row.get(3)?,
+                        late_until: row.get(4)?,
+                    };
+                    rows.insert(row.get(0)?, held);
+                    Ok::<_, StoreError>(())
+                },
+            )?;
+        }
+        Ok(rows)
     }
 
     /// Writes down that a destination does not know something.
@@ -236,25 +283,39 @@ impl Ledger {
         identifier: &str,
         number: TraitRef,
     ) -> Result<Option<Late>, StoreError> {
-        Ok(self
-            .connection
-            .prepare_cached(
-                "DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND trait = ?3 RETURNING sent, late_until",
-            )?
-            .query_row(params![destination, identifier, number.0], |row| {
-                Ok(Late {
-                    sent: row.get(0)?,
-                    until: row.get(1)?,
-                })
-            })
-            .optional()?)
+        let mut taken = self.take_all_dead(destination, &[identifier], number)?;
+        Ok(taken.remove(identifier))
+    }
+
+    /// Takes the dead letters of a trait of these people out.
+    fn take_all_dead(
+        &self,
+        destination: i64,
+        identifiers: &[&str],
+        number: TraitRef,
+    ) -> Result<HashMap<String, Late>, StoreError> {
+        let mut taken = HashMap::new();
+        self.connection.each_of(
+            "DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND trait = ?3 RETURNING identifier, sent, late_until",
+            identifiers,
+            |identifier| [destination.into(), (*identifier).into(), number.0.into()],
+            |row| {
+                let late = Late {
+                    sent: row.get(1)?,
+                    until: row.get(2)?,
+                };
+                taken.insert(row.get(0)?, late);
+                Ok::<_, StoreError>(())
+            },
+        )?;
+        Ok(taken)
     }
 
     /// Brings the counts of `backlog` into step.
     pub(super) fn count(&self, tally: &Tally) -> Result<(), StoreError> {
         let mut add = self.connection.prepare_cached(
             "INSERT INTO backlog (destination, trait, wanted, since_seconds, rows) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT DO UPDATE SET rows = rows + excluded.rows",
+             ON CONFLICT (destination, trait, wanted, since_seconds) DO UPDATE SET rows = backlog.rows + excluded.rows",
         )?;
         let mut drop_empty = self.connection.prepare_cached(
             "DELETE FROM backlog WHERE destination = ?1 AND trait = ?2 AND wanted = ?3 AND since_seconds = ?4 AND rows <= 0",
@@ -300,19 +361,28 @@ struct Unheard<'a> {
 
 impl Unheard<'_> {
     /// The values of its row, in the order of [`INSERT_EXPRESS`].
-    fn values(&self, destination: i64, number: TraitRef, since: Millis) -> [ValueRef<'_>; 9] {
+    fn values(&self, destination: i64, number: TraitRef, since: Millis) -> [Value<'_>; 9] {
         [
-            ValueRef::Integer(destination),
+            destination.into(),
             self.identifier.into(),
-            ValueRef::Integer(number.0),
-            ValueRef::Integer(wanted_stored(self.wanted)),
-            told_stored(self.told).map(ValueRef::Integer).into(),
-            ValueRef::Integer(since),
-            self.late.sent.map(ValueRef::Integer).into(),
-            self.late.until.map(ValueRef::Integer).into(),
-            self.express_at.map(ValueRef::Integer).into(),
+            number.0.into(),
+            wanted_stored(self.wanted).into(),
+            told_stored(self.told).into(),
+            since.into(),
+            self.late.sent.into(),
+            self.late.until.into(),
+            self.express_at.into(),
         ]
     }
+}
+
+/// Somebody who changes again before the destination heard of the last change.
+pub(super) struct Again<'a> {
+    pub(super) identifier: &'a str,
+    pub(super) number: TraitRef,
+    pub(super) wanted: Wanted,
+    pub(super) express_at: Option<Millis>,
+    pub(super) held: Held,
 }
 
 /// What calls without a known end may still bring about.
@@ -327,6 +397,8 @@ pub(super) struct Late {
 /// A `pending` row, as far as a change needs it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
+    /// The destination's number in it.
+    place: i64,
     pub(super) wanted: Wanted,
     pub(super) told: Told,
     pub(super) since: Millis,

@@ -1,8 +1,7 @@
 //! People whose identifier is another property than the distinct id: who goes by which.
 
+use crate::store::database::{Connection, OptionalRow, params};
 use std::collections::BTreeSet;
-
-use rusqlite::{Connection, OptionalExtension, params};
 
 use super::apply::{Changes, people_behind, stored_person};
 use super::inbox::set_aside_from;
@@ -30,10 +29,10 @@ pub fn page_people(
         .query_row(params![session.0, page], |row| {
             Ok((
                 CohortRef(row.get(0)?),
-                row.get::<_, String>(1)?,
-                row.get::<_, bool>(2)?,
-                row.get::<_, Vec<u8>>(3)?,
-                row.get::<_, String>(4)?,
+                row.get::<String>(1)?,
+                row.get::<bool>(2)?,
+                row.get::<Vec<u8>>(3)?,
+                row.get::<String>(4)?,
             ))
         })?;
     let roster = Roster::from_bytes(roster)?;
@@ -109,7 +108,7 @@ impl Ledger {
                  JOIN session_page p ON p.session = s.id JOIN inbox i ON i.seq = p.inbox_seq WHERE s.id = ?1 AND p.page = ?2",
             )?
             .query_row(params![session.0, page], |row| {
-                Ok((CohortRef(row.get(0)?), row.get::<_, Vec<u8>>(1)?))
+                Ok((CohortRef(row.get(0)?), row.get::<Vec<u8>>(1)?))
             })?;
         let roster = Roster::from_bytes(roster)?;
         for Entry { identifier, person } in roster.iter() {
@@ -161,13 +160,33 @@ impl Ledger {
         for (identifier, people) in &both {
             changes.push(identifier, people);
         }
+        self.rename_marks(cohort, former, identifier, stored_person(&Some(person)))?;
+        self.change_cohort(cohort, &changes, now)
+    }
+
+    fn rename_marks(
+        &self,
+        cohort: CohortRef,
+        former: &str,
+        identifier: &str,
+        person: &[u8],
+    ) -> Result<(), StoreError> {
+        let marks = params![cohort.0, former, identifier, person];
+        // A mark that stood under both names is the former one's.
         self.connection
             .prepare_cached(
-                "UPDATE OR REPLACE layer_mark SET identifier = ?3 WHERE identifier = ?2 AND person = ?4
+                "DELETE FROM layer_mark WHERE identifier = ?3 AND person = ?4
+                 AND session IN (SELECT s.id FROM session s JOIN layer_mark m ON m.session = s.id
+                                 WHERE s.cohort = ?1 AND m.identifier = ?2 AND m.person = ?4)",
+            )?
+            .execute(marks)?;
+        self.connection
+            .prepare_cached(
+                "UPDATE layer_mark SET identifier = ?3 WHERE identifier = ?2 AND person = ?4
                  AND session IN (SELECT id FROM session WHERE cohort = ?1)",
             )?
-            .execute(params![cohort.0, former, identifier, stored_person(&Some(person))])?;
-        self.change_cohort(cohort, &changes, now)
+            .execute(marks)?;
+        Ok(())
     }
 
     /// A session has taken effect. Whoever is recognised was counted as set aside with its pages.
@@ -180,7 +199,7 @@ impl Ledger {
         let cohort = self
             .connection
             .prepare_cached("SELECT cohort FROM session WHERE id = ?1 AND state = 1")?
-            .query_row([session.0], |row| row.get::<_, i64>(0))
+            .query_row([session.0], |row| row.get::<i64>(0))
             .optional()?;
         let Some(cohort) = cohort else {
             // It was retired meanwhile.
@@ -210,7 +229,7 @@ impl Ledger {
     ) -> Result<(), StoreError> {
         let mut place = self.connection.prepare_cached(
             "INSERT INTO holder (cohort, person, identifier) VALUES (?1, ?2, ?3)
-             ON CONFLICT DO UPDATE SET identifier = excluded.identifier WHERE identifier <> excluded.identifier",
+             ON CONFLICT (cohort, person) DO UPDATE SET identifier = excluded.identifier WHERE holder.identifier <> excluded.identifier",
         )?;
         for (person, identifier) in people {
             place.execute(params![cohort.0, &person.0[..], identifier])?;

@@ -1,9 +1,8 @@
 //! What the admin API shows, read beside the writer.
 
+use crate::store::database::{Connection, OptionalRow, may_exist, params};
 use std::collections::HashMap;
 use std::sync::Arc;
-
-use rusqlite::{Connection, OptionalExtension, params};
 
 use super::cohorts;
 use super::inbox::action_from;
@@ -19,9 +18,9 @@ use crate::store::{
 /// Pages not yet taken, and one for each whole session.
 pub fn waiting_pages(connection: &Connection) -> Result<u64, StoreError> {
     Ok(connection.query_row(
-        "SELECT (SELECT count(*) FROM inbox WHERE seq > coalesce((SELECT value FROM meta WHERE key = 'taken_through'), 0) AND is_refused = 0)
+        "SELECT (SELECT count(*) FROM inbox WHERE seq > coalesce((SELECT CAST(value AS BIGINT) FROM meta WHERE key = 'taken_through'), 0) AND is_refused = 0)
               + (SELECT count(*) FROM session WHERE state = 1 AND is_left_out = 0)",
-        [],
+        (),
         |row| row.get(0),
     )?)
 }
@@ -37,16 +36,15 @@ pub fn cohorts(
     let mut statement = connection.prepare_cached(
         "SELECT c.id, c.source, c.cohort_id, c.project_id, c.name, t.key, c.members, c.leavers, c.last_heard_at,
                 c.former_name, c.standing, c.identified_by, c.held, c.held_session, c.held_since,
-                c.runs_accepted, c.runs_dropped, c.runs_undone, own.traits, c.first_applied_at, c.kept, c.paused_at IS NOT NULL
+                c.runs_accepted, c.runs_dropped, c.runs_undone, c.first_applied_at, c.kept, c.paused_at IS NOT NULL
          FROM cohort c JOIN trait t ON t.id = c.trait
-         JOIN (SELECT cohort, json_group_array(id) AS traits FROM trait GROUP BY cohort) own ON own.cohort = c.id
          ORDER BY c.source, c.project_id, c.cohort_id",
     )?;
     let views = statement
-        .query_map([], |row| {
+        .query_map((), |row| {
             let source: String = row.get(1)?;
             let was: String = row.get(11)?;
-            let standing = match row.get::<_, i64>(10)? {
+            let standing = match row.get::<i64>(10)? {
                 cohorts::FOLLOWED => CohortStanding::Followed,
                 cohorts::FORGOTTEN => CohortStanding::Retired,
                 _ => CohortStanding::Retiring,
@@ -70,8 +68,8 @@ pub fn cohorts(
                 name: row.get(4)?,
                 former_name: row.get(9)?,
                 standing,
-                paused: row.get(21)?,
-                trait_key: row.get::<_, String>(5)?.into(),
+                paused: row.get(20)?,
+                trait_key: row.get::<String>(5)?.into(),
                 members: row.get(6)?,
                 left: row.get(7)?,
                 last_heard_at: row.get(8)?,
@@ -92,9 +90,8 @@ pub fn cohorts(
             };
             let inside = Inside {
                 cohort: row.get(0)?,
-                traits: row.get(18)?,
-                first_applied_at: row.get(19)?,
-                wanted: view.members + held + row.get::<_, u64>(20)?,
+                first_applied_at: row.get(18)?,
+                wanted: view.members + held + row.get::<u64>(19)?,
             };
             Ok((inside, view))
         })?
@@ -115,8 +112,6 @@ pub fn cohorts(
 /// What a view of a cohort is made of and does not show.
 struct Inside {
     cohort: i64,
-    /// Its trait and those that were its own before, as a JSON array of numbers.
-    traits: String,
     first_applied_at: Option<Millis>,
     /// People whose trait should be `true`.
     wanted: u64,
@@ -125,7 +120,7 @@ struct Inside {
 fn set_aside(connection: &Connection, cohort: i64) -> Result<Vec<(SetAside, u64)>, StoreError> {
     let rows = connection
         .prepare_cached("SELECT reason, members FROM set_aside WHERE cohort = ?1 ORDER BY reason")?
-        .query_map([cohort], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?
+        .query_map([cohort], |row| Ok((row.get::<String>(0)?, row.get(1)?)))?
         .collect::<Result<Vec<_>, _>>()?;
     Ok(rows
         .into_iter()
@@ -143,10 +138,10 @@ fn last_session(connection: &Connection, cohort: i64) -> Result<Option<SessionVi
         .query_row([cohort], |row| {
             let total: u32 = row.get(2)?;
             let completed_at: Option<Millis> = row.get(3)?;
-            let is_open = row.get::<_, i64>(4)? == 0;
+            let is_open = row.get::<i64>(4)? == 0;
             Ok(SessionView {
-                id: row.get::<_, Option<String>>(0)?.unwrap_or_default(),
-                action: action_from(1, &row.get::<_, String>(1)?)?,
+                id: row.get::<Option<String>>(0)?.unwrap_or_default(),
+                action: action_from(&row.get::<String>(1)?)?,
                 pages_total: total,
                 // The pages of a session that is over are dropped; all of them had come.
                 pages_received: if completed_at.is_some() && !is_open { total } else { row.get(5)? },
@@ -159,24 +154,25 @@ fn last_session(connection: &Connection, cohort: i64) -> Result<Option<SessionVi
 
 fn deliveries(connection: &Connection, inside: &Inside) -> Result<Vec<DeliveryView>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "WITH own AS (SELECT value FROM json_each(?1))
+        // Its trait and those that were its own before.
+        "WITH own AS (SELECT id FROM trait WHERE cohort = ?1)
          SELECT name,
-                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND trait IN own),
-                (SELECT coalesce(sum(rows), 0) FROM backlog WHERE destination = d.id AND trait IN own AND wanted = 1),
-                (SELECT min(since_seconds) * 1000 FROM backlog WHERE destination = d.id AND trait IN own),
-                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait IN own),
-                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait IN own AND wanted = 1),
+                (SELECT CAST(coalesce(sum(rows), 0) AS BIGINT) FROM backlog WHERE destination = d.id AND trait IN (SELECT id FROM own)),
+                (SELECT CAST(coalesce(sum(rows), 0) AS BIGINT) FROM backlog WHERE destination = d.id AND trait IN (SELECT id FROM own) AND wanted = 1),
+                (SELECT min(since_seconds) * 1000 FROM backlog WHERE destination = d.id AND trait IN (SELECT id FROM own)),
+                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait IN (SELECT id FROM own)),
+                (SELECT count(*) FROM dead_letter WHERE destination = d.id AND trait IN (SELECT id FROM own) AND wanted = 1),
                 r.state = 2, r.since
-         FROM route r JOIN destination d ON d.id = r.destination WHERE r.cohort = ?2 AND r.state IN (1, 2) ORDER BY d.id",
+         FROM route r JOIN destination d ON d.id = r.destination WHERE r.cohort = ?1 AND r.state IN (1, 2) ORDER BY d.id",
     )?;
     let views = statement
-        .query_map(params![inside.traits, inside.cohort], |row| {
+        .query_map([inside.cohort], |row| {
             let joining: u64 = row.get(2)?;
             let dead_members: u64 = row.get(5)?;
             let oldest_pending_at: Option<Millis> = row.get(3)?;
             let (is_brought_up, brought_up_at): (bool, Millis) = (row.get(6)?, row.get(7)?);
             Ok(DeliveryView {
-                name: DestinationName::from(row.get::<_, String>(0)?.as_str()),
+                name: DestinationName::from(row.get::<String>(0)?.as_str()),
                 written: inside
                     .wanted
                     .saturating_sub(joining)
@@ -201,22 +197,25 @@ pub fn member(
     identifier: &str,
     settled: impl Fn(&str, bool) -> Target,
 ) -> Result<Vec<MembershipView>, StoreError> {
+    if !may_exist(identifier) {
+        return Ok(Vec::new());
+    }
     let mut statement = connection.prepare_cached(
-        "SELECT c.trait, c.source, c.cohort_id, t.key, max(m.standing = 1), max(m.standing > 0), c.id
+        "SELECT c.trait, c.source, c.cohort_id, t.key, max(CASE WHEN m.standing = 1 THEN 1 ELSE 0 END), max(CASE WHEN m.standing > 0 THEN 1 ELSE 0 END), c.id
          FROM cohort c JOIN trait t ON t.id = c.trait JOIN member m ON m.cohort = c.id AND m.identifier = ?1
-         GROUP BY c.id ORDER BY c.source, c.cohort_id",
+         GROUP BY c.id, t.key ORDER BY c.source, c.cohort_id",
     )?;
     let memberships = statement
         .query_map([identifier], |row| {
             let view = MembershipView {
-                source: SourceName::from(row.get::<_, String>(1)?.as_str()),
+                source: SourceName::from(row.get::<String>(1)?.as_str()),
                 cohort_id: row.get(2)?,
-                trait_key: row.get::<_, String>(3)?.into(),
+                trait_key: row.get::<String>(3)?.into(),
                 member: row.get(4)?,
                 destinations: Vec::new(),
             };
-            let of_trait = (row.get::<_, i64>(0)?, row.get::<_, i64>(6)?);
-            Ok((of_trait, row.get::<_, bool>(5)?, view))
+            let of_trait = (row.get::<i64>(0)?, row.get::<i64>(6)?);
+            Ok((of_trait, row.get::<bool>(5)?, view))
         })?
         .collect::<Result<Vec<_>, _>>()?;
     memberships
@@ -288,11 +287,11 @@ pub fn dead_letters(connection: &Connection, limit: usize) -> Result<Vec<DeadLet
     let letters = statement
         .query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
             Ok(DeadLetter {
-                destination: DestinationName::from(row.get::<_, String>(0)?.as_str()),
+                destination: DestinationName::from(row.get::<String>(0)?.as_str()),
                 identifier: row.get(1)?,
-                source: SourceName::from(row.get::<_, String>(2)?.as_str()),
+                source: SourceName::from(row.get::<String>(2)?.as_str()),
                 cohort_id: row.get(3)?,
-                trait_key: Arc::from(row.get::<_, String>(4)?),
+                trait_key: Arc::from(row.get::<String>(4)?),
                 member: row.get(5)?,
                 error: row.get(6)?,
                 since: row.get(7)?,

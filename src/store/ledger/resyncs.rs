@@ -13,13 +13,12 @@
 //! A trait that an order made pending, or found so, has the order's number in `pending.resync` until it
 //! is written: these are what is ahead.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
-
 use super::pending::Tally;
 use super::state::Ledger;
 use super::walk::{Person, Walked, next_people};
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, SourceName};
+use crate::store::database::{Connection, DatabaseError, OptionalRow, Row, params};
 use crate::store::{
     CohortRef, ResyncOrder, ResyncRoom, ResyncScope, ResyncStep, ResyncView, StoreError,
 };
@@ -52,11 +51,11 @@ const ORDERS: &str = "SELECT r.id, r.cohort, r.walked_through, d.name, c.source,
      FROM resync r JOIN destination d ON d.id = r.destination LEFT JOIN cohort c ON c.id = r.cohort";
 
 impl Order {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    fn read(row: &Row<'_>) -> Result<Self, DatabaseError> {
         let source: Option<String> = row.get(4)?;
         let cohort_id: Option<String> = row.get(5)?;
         let (brought_up, total): (u64, u64) = (row.get(7)?, row.get(8)?);
-        let is_walked = row.get::<_, i64>(9)? != WALKED_THROUGH;
+        let is_walked = row.get::<i64>(9)? != WALKED_THROUGH;
         Ok(Order {
             id: row.get(0)?,
             cohort: row.get(1)?,
@@ -64,7 +63,7 @@ impl Order {
             is_begun: brought_up > 0,
             is_walked,
             view: ResyncView {
-                destination: DestinationName::from(row.get::<_, String>(3)?.as_str()),
+                destination: DestinationName::from(row.get::<String>(3)?.as_str()),
                 cohort: source
                     .map(|source| SourceName::from(source.as_str()))
                     .zip(cohort_id),
@@ -89,7 +88,7 @@ pub fn resyncs(connection: &Connection) -> Result<Vec<ResyncView>, StoreError> {
             "{ORDERS} WHERE r.state IN (0, 1)
              ORDER BY r.destination, r.state = 0 AND c.paused_at IS NOT NULL, r.state, r.cohort = 0, r.id"
         ))?
-        .query_map([], Order::read)?
+        .query_map((), Order::read)?
         .collect::<Result<Vec<_>, _>>()?;
     for order in orders {
         match views.last_mut() {
@@ -113,7 +112,7 @@ fn ahead_of(connection: &Connection, order: i64) -> Result<u64, StoreError> {
     Ok(connection
         .prepare_cached(
             "SELECT count(*) FROM (SELECT 1 FROM resync r CROSS JOIN pending p INDEXED BY pending_resync
-                 ON p.destination IN (r.destination, -r.destination) AND p.resync = r.id WHERE r.id = ?1 LIMIT ?2)",
+                 ON p.destination IN (r.destination, -r.destination) AND p.resync = r.id WHERE r.id = ?1 LIMIT ?2) AS left_over",
         )?
         .query_row([order, MOST_COUNTED], |row| row.get(0))?)
 }
@@ -139,9 +138,10 @@ impl Ledger {
             self.connection
                 .prepare_cached(
                     "INSERT INTO resync (destination, cohort, ordered_at, calls_per_second, total) VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT DO UPDATE SET ordered_at = excluded.ordered_at, calls_per_second = excluded.calls_per_second,
+                     ON CONFLICT (destination, cohort) DO UPDATE SET ordered_at = excluded.ordered_at, calls_per_second = excluded.calls_per_second,
                          total = excluded.total, state = 0, walked_through = NULL, brought_up = 0,
-                         reached_through = max(coalesce(reached_through, ''), coalesce(walked_through, ''))",
+                         reached_through = (SELECT max(through) FROM (SELECT coalesce(resync.reached_through, '') AS through
+                                            UNION ALL SELECT coalesce(resync.walked_through, '')) AS reached)",
                 )?
                 .execute(params![destination, cohort, now, rate, total])?;
             self.leave_paused_behind(destination)?;
@@ -215,7 +215,7 @@ impl Ledger {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT coalesce(sum(c.members + c.leavers + c.held + c.kept), 0) FROM route r JOIN cohort c ON c.id = r.cohort
+                "SELECT CAST(coalesce(sum(c.members + c.leavers + c.held + c.kept), 0) AS BIGINT) FROM route r JOIN cohort c ON c.id = r.cohort
                  WHERE r.destination = ?1 AND r.state IN (1, 2) AND (?2 = 0 OR c.id = ?2)",
             )?
             .query_row([destination, cohort], |row| row.get(0))?)
@@ -225,8 +225,8 @@ impl Ledger {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT coalesce(sum(max(total - brought_up, 0)), 0) FROM resync
-                 WHERE destination = ?1 AND state = 0 AND (cohort = ?2 OR ?2 = 0
+                "SELECT CAST(coalesce(sum(total - brought_up), 0) AS BIGINT) FROM resync
+                 WHERE destination = ?1 AND state = 0 AND total > brought_up AND (cohort = ?2 OR ?2 = 0
                      AND NOT EXISTS (SELECT 1 FROM resync WHERE destination = ?1 AND cohort = 0 AND state = 0))",
             )?
             .query_row([destination, cohort], |row| row.get(0))?)
@@ -240,7 +240,7 @@ impl Ledger {
             .prepare_cached(
                 "SELECT count(DISTINCT m.identifier) FROM resync o CROSS JOIN resync e ON e.destination = o.destination
                  CROSS JOIN member m ON m.cohort = o.cohort AND m.identifier > coalesce(o.walked_through, '')
-                     AND m.identifier <= max(coalesce(e.walked_through, ''), coalesce(o.reached_through, ''))
+                     AND (m.identifier <= e.walked_through OR m.identifier <= o.reached_through)
                  WHERE o.destination = ?1 AND o.cohort = ?2 AND o.state = 0 AND e.cohort = 0 AND e.state = 0",
             )?
             .query_row([destination, cohort], |row| row.get(0))?)
@@ -259,10 +259,11 @@ impl Ledger {
                      FROM resync e JOIN route r ON r.destination = e.destination AND r.state IN (1, 2) JOIN cohort c ON c.id = r.cohort
                      WHERE e.destination = ?1 AND e.cohort = 0 AND e.state = 0 AND c.paused_at IS NOT NULL
                      AND NOT EXISTS (SELECT 1 FROM resync WHERE destination = e.destination AND cohort = c.id AND state <> ?2)
-                 ON CONFLICT DO UPDATE SET ordered_at = excluded.ordered_at, calls_per_second = excluded.calls_per_second,
+                 ON CONFLICT (destination, cohort) DO UPDATE SET ordered_at = excluded.ordered_at, calls_per_second = excluded.calls_per_second,
                      total = excluded.total, state = 0, brought_up = 0,
-                     walked_through = nullif(max(coalesce(walked_through, ''), coalesce(reached_through, ''),
-                                                 coalesce(excluded.walked_through, '')), '')",
+                     walked_through = (SELECT max(through) FROM (SELECT resync.walked_through AS through
+                                           UNION ALL SELECT nullif(resync.reached_through, '')
+                                           UNION ALL SELECT excluded.walked_through) AS reached)",
             )?
             .execute([destination, CANCELLED])?;
         Ok(())
@@ -338,7 +339,7 @@ impl Ledger {
                 .connection
                 .prepare_cached(&format!(
                     "SELECT count(*) FROM (SELECT {what} FROM pending INDEXED BY pending_resync
-                     WHERE destination = ?1 AND resync IS NOT NULL LIMIT ?2)",
+                     WHERE destination = ?1 AND resync IS NOT NULL LIMIT ?2) AS ahead",
                 ))?
                 .query_row(params![destination, most], |row| row.get(0))?;
             if ahead >= most {
@@ -393,14 +394,16 @@ impl Ledger {
         let cohorts = self
             .connection
             .prepare_cached(
-                "SELECT r.cohort, max(coalesce(o.walked_through, ''), coalesce(o.reached_through, '')) FROM route r
+                "SELECT r.cohort, (SELECT max(through) FROM (SELECT coalesce(o.walked_through, '') AS through
+                                                UNION ALL SELECT coalesce(o.reached_through, '')) AS reached)
+                 FROM route r
                  JOIN cohort c ON c.id = r.cohort AND c.paused_at IS NULL
                  LEFT JOIN resync o ON o.destination = r.destination AND o.cohort = r.cohort AND o.id <> ?3
                  WHERE r.destination = ?1 AND r.state IN (1, 2) AND (?2 = 0 OR r.cohort = ?2)",
             )?
             .query_map(
                 params![self.destinations[destination].id, order.cohort, order.id],
-                |row| Ok((CohortRef(row.get(0)?), row.get::<_, String>(1)?)),
+                |row| Ok((CohortRef(row.get(0)?), row.get::<String>(1)?)),
             )?
             .collect::<Result<Vec<_>, _>>()?;
         let walked = cohorts.into_iter().map(|(cohort, reached)| {

@@ -9,14 +9,13 @@
 //! What the settings say is looked up by the name that a cohort has: at the start and when it is
 //! renamed.
 
-use rusqlite::{OptionalExtension, params};
-
 use super::cohorts::CohortKey;
 use super::leads::leads;
 use super::state::Ledger;
 use crate::backoff::LONGEST_ADVISED;
 use crate::clock::{Millis, millis};
 use crate::route::Routed;
+use crate::store::database::{BEHIND_ALL, OptionalRow, params};
 use crate::store::{CohortRef, StoreError};
 
 const NEVER: i64 = 0;
@@ -73,7 +72,7 @@ impl Ledger {
             .connection
             .prepare_cached("SELECT state FROM route WHERE cohort = ?1 AND destination = ?2")?
             .query_row([cohort.0, self.destinations[destination].id], |row| {
-                row.get::<_, i64>(0)
+                row.get::<i64>(0)
             })
             .optional()?;
         Ok(Following::from_stored(state.unwrap_or(NEVER)))
@@ -84,7 +83,6 @@ impl Ledger {
         let names = self.destinations.iter().map(|state| &state.rules.name);
         let names: Vec<_> = names.cloned().collect();
         let leads = leads(&self.connection, &names, &self.routes)?;
-        let transaction = self.connection.unchecked_transaction()?;
         for lead in leads.pairs {
             if let Some(destination) = lead.destination
                 && lead.is_led != lead.was_led
@@ -92,7 +90,7 @@ impl Ledger {
                 self.want(lead.cohort, destination, lead.is_led, NEVER, 0)?;
             }
         }
-        Ok(transaction.commit()?)
+        Ok(())
     }
 
     /// A cohort is new: it is followed from its first page on.
@@ -150,7 +148,7 @@ impl Ledger {
         self.connection
             .prepare_cached(
                 "INSERT INTO route (cohort, destination, is_wanted, state, since) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO UPDATE SET is_wanted = excluded.is_wanted",
+                 ON CONFLICT (cohort, destination) DO UPDATE SET is_wanted = excluded.is_wanted",
             )?
             .execute(params![cohort.0, destination, is_wanted, state, since])?;
         Ok(())
@@ -226,13 +224,12 @@ impl Ledger {
                 .optional()?;
             through = through.into_iter().chain(full).min();
         }
-        // A blob sorts behind every text.
         self.connection
             .prepare_cached(
-                "DELETE FROM pending WHERE destination IN (?1, -?1) AND identifier > coalesce(?2, '') AND identifier <= coalesce(?3, x'') AND wanted <> 2
+                "DELETE FROM pending WHERE destination IN (?1, -?1) AND identifier > coalesce(?2, '') AND identifier <= ?3 AND wanted <> 2
                  AND trait IN (SELECT t.id FROM route r JOIN trait t ON t.cohort = r.cohort WHERE r.state = ?4 AND r.destination = ?1)",
             )?
-            .execute(params![id, after, through, ENDING])?;
+            .execute(params![id, after, through.as_deref().unwrap_or(&BEHIND_ALL), ENDING])?;
         if through.is_some() {
             self.connection
                 .prepare_cached("UPDATE destination SET forgotten_through = ?2 WHERE id = ?1")?

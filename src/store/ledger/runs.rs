@@ -1,8 +1,6 @@
 //! Halves of runs as they are held: which run a page belongs to, what began again, and when a run
 //! is accepted. The rules are those of [`crate::run`].
 
-use rusqlite::{OptionalExtension, params};
-
 use super::cohorts::Book;
 use super::inbox::Waiting;
 use super::sessions::Found;
@@ -12,6 +10,7 @@ use crate::cohort::{Action, Half};
 use crate::mixpanel::PageInfo;
 use crate::run::{Habits, UNDOABLE_RUNS, UnderWay};
 use crate::session::{Placement, State};
+use crate::store::database::{OptionalRow, params};
 use crate::store::{CohortRef, SessionRef, StoreError};
 
 /// Which pages of a half that begins again need not come again.
@@ -77,10 +76,13 @@ impl Ledger {
             }
         };
         self.connection
-            .prepare_cached("UPDATE session SET heard_at = max(heard_at, ?2) WHERE id = ?1")?
+            .prepare_cached("UPDATE session SET heard_at = ?2 WHERE id = ?1 AND heard_at < ?2")?
             .execute(params![found.number.0, waiting.received_at])?;
         if waiting.is_refused {
-            self.note_refusal(cohort, waiting.action, session_id, info.number, waiting)?;
+            // Another replica may have taken it in since, and written that down first.
+            if !self.was_taken_in_since(found.number, info.number, waiting.received_at)? {
+                self.note_refusal(cohort, waiting.action, session_id, info.number, waiting)?;
+            }
             self.drop_page(waiting.seq)?;
             return Ok(false);
         }
@@ -243,7 +245,7 @@ impl Ledger {
         self.connection
             .prepare_cached(
                 "UPDATE session SET session_id = NULL, is_closed = 1,
-                        is_witness = (state = 0), state = CASE state WHEN 0 THEN 3 ELSE state END
+                        is_witness = CASE state WHEN 0 THEN 1 ELSE 0 END, state = CASE state WHEN 0 THEN 3 ELSE state END
                  WHERE id = ?1",
             )?
             .execute([old.number.0])?;
@@ -387,6 +389,20 @@ impl Ledger {
         Ok(())
     }
 
+    fn was_taken_in_since(
+        &self,
+        session: SessionRef,
+        page: u32,
+        at: Millis,
+    ) -> Result<bool, StoreError> {
+        Ok(self
+            .connection
+            .prepare_cached(
+                "SELECT 1 FROM session_page WHERE session = ?1 AND page = ?2 AND heard_at > ?3",
+            )?
+            .exists(params![session.0, page, at])?)
+    }
+
     fn note_refusal(
         &self,
         cohort: CohortRef,
@@ -397,7 +413,8 @@ impl Ledger {
     ) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
-                "INSERT OR REPLACE INTO refusal (cohort, action, session_id, page, refused_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT INTO refusal (cohort, action, session_id, page, refused_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (cohort, action, session_id, page) DO UPDATE SET refused_at = excluded.refused_at",
             )?
             .execute(params![cohort.0, action.as_str(), session_id, page, waiting.received_at])?;
         Ok(())

@@ -1,8 +1,7 @@
 //! Sessions as they are held: found, superseded, filled, ended and tidied away.
 
+use crate::store::database::{OptionalRow, params};
 use std::collections::BTreeMap;
-
-use rusqlite::{OptionalExtension, params};
 
 use super::inbox::Waiting;
 use super::state::Ledger;
@@ -117,7 +116,7 @@ impl Ledger {
         }
         self.connection
             .prepare_cached(
-                "UPDATE session SET state = ?2, total_pages = ?3, heard_at = max(heard_at, ?4) WHERE id = ?1",
+                "UPDATE session SET state = ?2, total_pages = ?3, heard_at = CASE WHEN heard_at < ?4 THEN ?4 ELSE heard_at END WHERE id = ?1",
             )?
             .execute(params![number.0, stored_state(session.state), info.total, waiting.received_at])?;
         Ok(())
@@ -204,7 +203,7 @@ impl Ledger {
         self.connection
             .prepare_cached(
                 "UPDATE session SET state = 3, is_closed = 1
-                 WHERE cohort = ?1 AND action = 'members' AND (state = 4 OR (?2 AND state = 0))",
+                 WHERE cohort = ?1 AND action = 'members' AND (state = 4 OR (?2 <> 0 AND state = 0))",
             )?
             .execute(params![cohort.0, unfinished_too])?;
         Ok(())
@@ -246,12 +245,12 @@ impl Ledger {
             .query_row(params![cohort.0, action.as_str(), session_id], |row| {
                 Ok((
                     SessionRef(row.get(0)?),
-                    row.get::<_, i64>(1)?,
-                    row.get::<_, u32>(2)?,
-                    row.get::<_, i64>(3)?,
-                    row.get::<_, bool>(4)?,
-                    row.get::<_, Millis>(5)?,
-                    row.get::<_, Millis>(6)?,
+                    row.get::<i64>(1)?,
+                    row.get::<u32>(2)?,
+                    row.get::<i64>(3)?,
+                    row.get::<bool>(4)?,
+                    row.get::<Millis>(5)?,
+                    row.get::<Millis>(6)?,
                 ))
             })
             .optional()?;
@@ -299,21 +298,25 @@ impl Ledger {
     ) -> Result<SessionRef, StoreError> {
         // A page that stands alone may carry a session id; it is no part of that session.
         let session_id = waiting.page_info.and(waiting.session_id.as_deref());
-        self.connection
+        let session = self
+            .connection
             .prepare_cached(
-                "INSERT INTO session (cohort, action, session_id, state, effect, total_pages, heard_at, began_at, run) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8)",
+                "INSERT INTO session (cohort, action, session_id, state, effect, total_pages, heard_at, began_at, run) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8) RETURNING id",
             )?
-            .execute(params![
-                cohort.0,
-                waiting.action.as_str(),
-                session_id,
-                stored_state(state),
-                stored_effect(effect),
-                total,
-                waiting.received_at,
-                run,
-            ])?;
-        Ok(SessionRef(self.connection.last_insert_rowid()))
+            .query_row(
+                params![
+                    cohort.0,
+                    waiting.action.as_str(),
+                    session_id,
+                    stored_state(state),
+                    stored_effect(effect),
+                    total,
+                    waiting.received_at,
+                    run,
+                ],
+                |row| row.get(0),
+            )?;
+        Ok(SessionRef(session))
     }
 
     pub(super) fn hold(
@@ -384,11 +387,7 @@ impl Ledger {
             .connection
             .prepare_cached(PAGES_TO_DROP)?
             .query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-                Ok((
-                    row.get::<_, i64>(0)?,
-                    row.get::<_, i64>(1)?,
-                    row.get::<_, i64>(2)?,
-                ))
+                Ok((row.get::<i64>(0)?, row.get::<i64>(1)?, row.get::<i64>(2)?))
             })?
             .collect::<Result<Vec<_>, _>>()?;
         for (session, page, seq) in &held {

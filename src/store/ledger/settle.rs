@@ -1,10 +1,11 @@
 //! Settling calls that ended: what was proved is known, the rest is asserted again.
 
-use rusqlite::{OptionalExtension, params};
+use crate::store::database::{OptionalRow, nothing, params};
+use std::collections::HashMap;
 
 use super::exchange::soonest;
 use super::pending::{Late, Tally};
-use super::state::{Ledger, sent_bit, told_stored, wanted_from, wanted_stored};
+use super::state::{Ledger, sent_bit, told_from, told_stored, wanted_from, wanted_stored};
 use crate::backoff::is_due;
 use crate::clock::Millis;
 use crate::cohort::{Target, Told, Wanted};
@@ -21,6 +22,36 @@ enum Settled {
     Open,
 }
 
+/// Traits that are written and their rows gone: what was wanted of each, and since when it was pending.
+type Done<'a> = HashMap<(&'a str, TraitRef), (Wanted, Millis)>;
+
+/// What is written for all at the end.
+#[derive(Default)]
+struct Later<'a> {
+    retries: Vec<Retry<'a>>,
+    unsent: Vec<Unsent<'a>>,
+}
+
+/// A call that is to be made again.
+struct Retry<'a> {
+    place: i64,
+    identifier: &'a str,
+    number: TraitRef,
+    due_at: Millis,
+    counts: bool,
+    late_until: Option<Millis>,
+    error: &'a str,
+    sent: i64,
+}
+
+/// A call that was not made.
+struct Unsent<'a> {
+    place: i64,
+    identifier: &'a str,
+    number: TraitRef,
+    told: Told,
+}
+
 impl Ledger {
     /// Settles calls; gives back when the first of what is left of them is due.
     pub(super) fn settle(
@@ -33,20 +64,29 @@ impl Ledger {
         let mut tally = Tally::new(id);
         let mut unproven = Unproven::default();
         let mut written = Vec::new();
-        let mut left_due = None;
+        let mut open = Vec::new();
+        let done = self.delete_as_written(destination, settlements)?;
+        let mut later = Later::default();
         for settlement in settlements {
             let identifier = &*settlement.claim.identifier;
             let call = self.destinations[destination].in_flight.get(identifier);
             let mut more_to_do = call.is_some_and(|call| call.passed_over);
             for claimed in &settlement.claim.traits {
-                let settled = self.settle_trait(
-                    destination,
-                    identifier,
-                    claimed,
-                    &settlement.outcome,
-                    now,
-                    &mut tally,
-                )?;
+                let settled = match done.get(&(identifier, claimed.number)) {
+                    Some((wanted, since)) => {
+                        tally.add(claimed.number, *wanted, *since, -1);
+                        Settled::Done
+                    }
+                    None => self.settle_trait(
+                        destination,
+                        identifier,
+                        claimed,
+                        &settlement.outcome,
+                        now,
+                        &mut tally,
+                        &mut later,
+                    )?,
+                };
                 if let Settled::Done | Settled::Written = settled {
                     written.push((claimed.number.0.cast_unsigned(), claimed.target));
                 }
@@ -57,32 +97,30 @@ impl Ledger {
                 written.clear();
             }
             if more_to_do {
-                left_due = soonest(left_due, self.due_of(destination, identifier)?);
+                open.push(identifier);
             }
         }
+        self.settle_all_retries(&later.retries)?;
+        self.settle_all_unsent(destination, &later.unsent, &mut tally)?;
+        let left_due = self.due_of(destination, &open)?;
         self.log_unproven(id, &unproven)?;
         self.count(&tally)?;
         Ok(left_due)
     }
 
-    fn settle_trait(
+    #[allow(clippy::too_many_arguments)]
+    fn settle_trait<'a>(
         &self,
         destination: usize,
-        identifier: &str,
-        claimed: &ClaimedTrait,
-        outcome: &Outcome,
+        identifier: &'a str,
+        claimed: &'a ClaimedTrait,
+        outcome: &'a Outcome,
         now: Millis,
         tally: &mut Tally,
+        later: &mut Later<'a>,
     ) -> Result<Settled, StoreError> {
         match outcome {
             Outcome::Written { may_land_late } => {
-                if !may_land_late
-                    && let Some((wanted, since)) =
-                        self.delete_as_written(destination, identifier, claimed)?
-                {
-                    tally.add(claimed.number, wanted, since, -1);
-                    return Ok(Settled::Done);
-                }
                 return self.settle_written(
                     destination,
                     identifier,
@@ -100,7 +138,7 @@ impl Ledger {
             } => {
                 let late_until =
                     may_land_late.then(|| now + self.destinations[destination].rules.late_write_ms);
-                self.settle_retry(
+                later.retries.push(self.settle_retry(
                     destination,
                     identifier,
                     claimed,
@@ -109,9 +147,13 @@ impl Ledger {
                     late_until,
                     error,
                     tally,
-                )?;
+                )?);
             }
-            Outcome::Unsent => self.settle_unsent(destination, identifier, claimed, tally)?,
+            Outcome::Unsent => {
+                later
+                    .unsent
+                    .push(self.settle_unsent(destination, identifier, claimed)?);
+            }
             Outcome::Dead {
                 may_land_late,
                 error,
@@ -132,44 +174,82 @@ impl Ledger {
         Ok(Settled::Open)
     }
 
-    /// The short way of [`Ledger::settle_written`], in one statement: the person did not change
-    /// meanwhile, and no other call may still land. Gives back since when the row was pending.
-    fn delete_as_written(
+    /// The short way of [`Ledger::settle_written`], for all at once: those who did not change meanwhile,
+    /// and of whom no other call may still land. Gives back what was wanted and since when their rows
+    /// were pending.
+    fn delete_as_written<'a>(
         &self,
         destination: usize,
-        identifier: &str,
-        claimed: &ClaimedTrait,
-    ) -> Result<Option<(Wanted, Millis)>, StoreError> {
+        settlements: &'a [Settlement],
+    ) -> Result<Done<'a>, StoreError> {
         let state = &self.destinations[destination];
-        let wanted = claimed.target.meant(state.rules.on_leave);
-        Ok(self
-            .connection
-            .prepare_cached(
-                "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3
-                 AND wanted = ?4 AND sent = ?5 AND late_until IS NULL RETURNING since",
-            )?
-            .query_row(
-                params![
-                    self.found_at(state.id, identifier, claimed.number)?,
-                    identifier,
-                    claimed.number.0,
-                    wanted_stored(wanted),
-                    sent_bit(claimed.target)
-                ],
-                |row| Ok((wanted, row.get(0)?)),
-            )
-            .optional()?)
+        let on_leave = state.rules.on_leave;
+        let mut known = HashMap::new();
+        let mut rows = Vec::new();
+        for settlement in settlements {
+            let ends_here = matches!(
+                settlement.outcome,
+                Outcome::Written {
+                    may_land_late: false
+                }
+            );
+            for claimed in settlement.claim.traits.iter().filter(|_| ends_here) {
+                let identifier = &*settlement.claim.identifier;
+                let place = self.found_at(state.id, identifier, claimed.number)?;
+                known.insert((identifier, claimed.number.0), rows.len());
+                rows.push((place, identifier, claimed));
+            }
+        }
+        let mut done = HashMap::with_capacity(rows.len());
+        self.connection.each_of(
+            "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3
+             AND wanted = ?4 AND sent = ?5 AND late_until IS NULL RETURNING identifier, trait, wanted, since",
+            &rows,
+            |(place, identifier, claimed)| {
+                [
+                    (*place).into(),
+                    (*identifier).into(),
+                    claimed.number.0.into(),
+                    wanted_stored(claimed.target.meant(on_leave)).into(),
+                    sent_bit(claimed.target).into(),
+                ]
+            },
+            |row| {
+                let number = row.get(1)?;
+                if let Some(at) = known.get(&(row.text(0)?, number)) {
+                    let was = (wanted_from(row.get(2)?), row.get(3)?);
+                    done.insert((rows[*at].1, TraitRef(number)), was);
+                }
+                Ok::<_, StoreError>(())
+            },
+        )?;
+        Ok(done)
     }
 
-    /// When the first row of an identity is due.
-    fn due_of(&self, destination: usize, identifier: &str) -> Result<Option<Millis>, StoreError> {
+    /// When the first row of any of these identities is due.
+    fn due_of(
+        &self,
+        destination: usize,
+        identifiers: &[&str],
+    ) -> Result<Option<Millis>, StoreError> {
         let state = &self.destinations[destination];
-        Ok(self
-            .connection
-            .prepare_cached(
-                "SELECT min(coalesce(due_at, since + ?3)) FROM pending WHERE destination = ?1 AND identifier = ?2",
-            )?
-            .query_row(params![state.id, identifier, state.rules.linger_ms], |row| row.get(0))?)
+        let mut due = None;
+        self.connection.each_of(
+            "SELECT min(coalesce(due_at, since + ?3)) FROM pending WHERE destination = ?1 AND identifier = ?2",
+            identifiers,
+            |identifier| {
+                [
+                    state.id.into(),
+                    (*identifier).into(),
+                    state.rules.linger_ms.into(),
+                ]
+            },
+            |row| {
+                due = soonest(due, row.get(0)?);
+                Ok::<_, StoreError>(())
+            },
+        )?;
+        Ok(due)
     }
 
     /// The destination holds the value. Usually that is all; it is not where the person changed
@@ -195,9 +275,9 @@ impl Ledger {
             .query_row(key, |row| {
                 Ok((
                     wanted_from(row.get(0)?),
-                    row.get::<_, Millis>(1)?,
-                    row.get::<_, Option<i64>>(2)?.unwrap_or(0),
-                    row.get::<_, Option<Millis>>(3)?,
+                    row.get::<Millis>(1)?,
+                    row.get::<Option<i64>>(2)?.unwrap_or(0),
+                    row.get::<Option<Millis>>(3)?,
                 ))
             })
             .optional()?
@@ -268,17 +348,17 @@ impl Ledger {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn settle_retry(
+    fn settle_retry<'a>(
         &self,
         destination: usize,
-        identifier: &str,
+        identifier: &'a str,
         claimed: &ClaimedTrait,
         due_at: Millis,
         counts: bool,
         late_until: Option<Millis>,
-        error: &str,
+        error: &'a str,
         tally: &mut Tally,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Retry<'a>, StoreError> {
         let id = self.destinations[destination].id;
         let number = claimed.number;
         if late_until.is_some()
@@ -291,70 +371,96 @@ impl Ledger {
             // It was erased and named again under the call; what landed is not what is known.
             tally.add(number, row.wanted, row.since, 1);
         }
+        Ok(Retry {
+            place: self.found_at(id, identifier, number)?,
+            identifier,
+            number,
+            due_at,
+            counts,
+            late_until,
+            error,
+            sent: sent_bit(claimed.target),
+        })
+    }
+
+    fn settle_all_retries(&self, retries: &[Retry<'_>]) -> Result<(), StoreError> {
         // Where this call left nothing behind and none before it did, nothing can land late. Where
         // something may, somebody has to say otherwise in time; else the sweep's rows stay its own.
-        self.connection
-            .prepare_cached(
-                "UPDATE pending SET due_at = ?4, attempts = attempts + ?5, error = ?6,
-                        late_until = coalesce(?7, late_until),
-                        told = CASE WHEN ?7 IS NULL THEN told END,
-                        sent = CASE WHEN ?7 IS NOT NULL THEN coalesce(sent, 0) | ?8
-                                    WHEN late_until IS NULL THEN NULL ELSE sent END,
-                        express_at = CASE WHEN coalesce(?7, late_until, express_at) IS NULL THEN NULL ELSE ?4 END
-                 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
-            )?
-            .execute(params![
-                self.found_at(id, identifier, number)?,
-                identifier,
-                number.0,
-                due_at,
-                counts,
-                error,
-                late_until,
-                sent_bit(claimed.target)
-            ])?;
-        Ok(())
+        self.connection.each_of(
+            "UPDATE pending SET due_at = ?4, attempts = attempts + ?5, error = ?6,
+                    late_until = coalesce(?7, late_until),
+                    told = CASE WHEN ?7 IS NULL THEN told END,
+                    sent = CASE WHEN ?7 IS NOT NULL THEN coalesce(sent, 0) | ?8
+                                WHEN late_until IS NULL THEN NULL ELSE sent END,
+                    express_at = CASE WHEN coalesce(?7, late_until, express_at) IS NULL THEN NULL ELSE ?4 END
+             WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+            retries,
+            |retry| {
+                [
+                    retry.place.into(),
+                    retry.identifier.into(),
+                    retry.number.0.into(),
+                    retry.due_at.into(),
+                    i64::from(retry.counts).into(),
+                    retry.error.into(),
+                    retry.late_until.into(),
+                    retry.sent.into(),
+                ]
+            },
+            nothing,
+        )
     }
 
     /// No call was made, so what was known is known again, where it still holds.
-    fn settle_unsent(
+    fn settle_unsent<'a>(
         &self,
         destination: usize,
-        identifier: &str,
+        identifier: &'a str,
         claimed: &ClaimedTrait,
+    ) -> Result<Unsent<'a>, StoreError> {
+        let state = &self.destinations[destination];
+        Ok(Unsent {
+            place: self.found_at(state.id, identifier, claimed.number)?,
+            identifier,
+            number: claimed.number,
+            told: match state.in_flight.get(identifier) {
+                Some(call) if call.told_is_void => Told::Unknown,
+                _ => claimed.told,
+            },
+        })
+    }
+
+    fn settle_all_unsent(
+        &self,
+        destination: usize,
+        unsent: &[Unsent<'_>],
         tally: &mut Tally,
     ) -> Result<(), StoreError> {
-        let state = &self.destinations[destination];
-        let call = state.in_flight.get(identifier);
-        let told = match call {
-            Some(call) if call.told_is_void => Told::Unknown,
-            _ => claimed.told,
-        };
-        let left = self
-            .connection
-            .prepare_cached(
-                "UPDATE pending SET told = ?4,
-                        sent = CASE WHEN ?4 IS NOT NULL AND late_until IS NULL THEN NULL ELSE sent END
-                 WHERE destination = ?1 AND identifier = ?2 AND trait = ?3
-                 RETURNING wanted, since",
-            )?
-            .query_row(
-                params![
-                    self.found_at(state.id, identifier, claimed.number)?,
-                    identifier,
-                    claimed.number.0,
-                    told_stored(told)
-                ],
-                |row| Ok((wanted_from(row.get(0)?), row.get::<_, Millis>(1)?)),
-            )
-            .optional()?;
-        if let Some((wanted, since)) = left {
-            // The person changed back meanwhile: there is nothing left to say.
-            if !told.needs_write(Target::of(wanted, state.rules.on_leave)) {
-                tally.add(claimed.number, wanted, since, -1);
-            }
-        }
-        Ok(())
+        let on_leave = self.destinations[destination].rules.on_leave;
+        self.connection.each_of(
+            "UPDATE pending SET told = ?4,
+                    sent = CASE WHEN ?4 IS NOT NULL AND late_until IS NULL THEN NULL ELSE sent END
+             WHERE destination = ?1 AND identifier = ?2 AND trait = ?3
+             RETURNING trait, told, wanted, since",
+            unsent,
+            |unsent| {
+                [
+                    unsent.place.into(),
+                    unsent.identifier.into(),
+                    unsent.number.0.into(),
+                    told_stored(unsent.told).into(),
+                ]
+            },
+            |row| {
+                let (number, told) = (TraitRef(row.get(0)?), told_from(row.get(1)?));
+                let (wanted, since) = (wanted_from(row.get(2)?), row.get(3)?);
+                // The person changed back meanwhile: there is nothing left to say.
+                if !told.needs_write(Target::of(wanted, on_leave)) {
+                    tally.add(number, wanted, since, -1);
+                }
+                Ok(())
+            },
+        )
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -383,14 +489,16 @@ impl Ledger {
                     sent: row.get(2)?,
                     until: row.get(3)?,
                 };
-                Ok((wanted_from(row.get(0)?), row.get::<_, Millis>(1)?, late))
+                Ok((wanted_from(row.get(0)?), row.get::<Millis>(1)?, late))
             })
             .optional()?;
         if let Some((wanted, since, late)) = removed {
             tally.add(claimed.number, wanted, since, -1);
             self.connection
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO dead_letter (destination, identifier, trait, wanted, since, error, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    "INSERT INTO dead_letter (destination, identifier, trait, wanted, since, error, sent, late_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                     ON CONFLICT (destination, identifier, trait) DO UPDATE SET wanted = excluded.wanted, since = excluded.since,
+                         error = excluded.error, sent = excluded.sent, late_until = excluded.late_until",
                 )?
                 .execute(params![id, identifier, claimed.number.0, wanted_stored(wanted), now, error, late.sent, late.until.max(late_until)])?;
         }
@@ -424,7 +532,7 @@ impl Ledger {
         self.connection
             .prepare_cached(
                 "UPDATE pending SET due_at = ?4, express_at = ?4, attempts = 0, error = NULL,
-                        late_until = max(coalesce(late_until, ?5), coalesce(?5, late_until)),
+                        late_until = CASE WHEN late_until IS NULL OR late_until < ?5 THEN ?5 ELSE late_until END,
                         sent = CASE WHEN coalesce(late_until, ?5) IS NOT NULL THEN sent END
                  WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
             )?

@@ -1,31 +1,19 @@
 //! What the writing thread owns: the connection, and what it remembers between jobs.
 
+use crate::store::database::Connection;
 use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
-
-use rusqlite::Connection;
 
 use super::cohorts::CohortKey;
 use super::express::Turn;
+use super::lease::Lease;
 use super::pauses::Parking;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told, Wanted};
 use crate::route::Routes;
 use crate::session::Session;
-use crate::store::sqlite::keep_statements;
 use crate::store::{CohortRef, DestinationRules, SessionRef, SourceRules, StoreError, TraitRef};
-
-/// Bytes of page cache of the writing connection: the inner pages of a ledger of ten million
-/// members fit, and the process stays far below its limit.
-const WRITER_CACHE_KIB: i64 = 24 * 1024;
-
-/// Bytes of the write-ahead log at which it is copied into the file.
-const CHECKPOINT_BYTES: u64 = 16 * 1024 * 1024;
-
-/// How long the writing connection waits for a lock.
-const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The writer's state.
 pub struct Ledger {
@@ -48,8 +36,7 @@ pub struct Ledger {
     pub(super) may_have_orders: bool,
     /// Read when it is first asked for.
     pub(super) parking: OnceCell<Parking>,
-    /// Bytes of the write-ahead log at which it is next copied into the file.
-    checkpoint_at_bytes: u64,
+    pub(super) lease: Lease,
 }
 
 /// A destination as the ledger sees it.
@@ -77,52 +64,38 @@ pub struct InFlight {
     pub told_is_void: bool,
 }
 
-/// Opens a connection with the settings that durability needs.
-pub fn connect(path: &Path) -> Result<Connection, StoreError> {
-    let connection = Connection::open(path)?;
-    connection.busy_timeout(LOCK_PATIENCE)?;
-    keep_statements(&connection)?;
-    connection.execute_batch(&format!(
-        // FULL: in WAL mode NORMAL does not sync on commit, and a power cut would lose an
-        // acknowledged page.
-        "PRAGMA journal_mode = WAL;
-         PRAGMA synchronous = FULL;
-         PRAGMA foreign_keys = OFF;
-         PRAGMA wal_autocheckpoint = 0;
-         PRAGMA temp_store = MEMORY;
-         PRAGMA cache_size = -{WRITER_CACHE_KIB};"
-    ))?;
-    Ok(connection)
-}
-
 impl Ledger {
-    /// Takes over a migrated database.
+    /// Of a database that is up to date, in a transaction of its own. Before anything is done with it,
+    /// [`Ledger::begin_term`].
     pub fn new(
         connection: Connection,
         sources: Vec<SourceRules>,
         destinations: Vec<DestinationRules>,
         routes: Routes,
     ) -> Result<Self, StoreError> {
+        connection.begin()?;
         let mut known = Vec::new();
         for rules in destinations {
+            let name = rules.name.to_string();
             connection.execute(
                 "INSERT INTO destination (name) VALUES (?1) ON CONFLICT (name) DO NOTHING",
-                [rules.name.to_string()],
+                [&name],
             )?;
-            let id = connection.query_row(
+            let number = connection.query_row(
                 "SELECT id FROM destination WHERE name = ?1",
-                [rules.name.to_string()],
+                [&name],
                 |row| row.get(0),
             )?;
             known.push(DestinationState {
-                id,
+                id: number,
                 rules,
                 in_flight: HashMap::new(),
                 first_claim_at: None,
                 express: Turn::default(),
             });
         }
-        let mut ledger = Ledger {
+        connection.commit()?;
+        Ok(Ledger {
             connection,
             destinations: known,
             routes,
@@ -137,10 +110,19 @@ impl Ledger {
             last_session: None,
             may_have_orders: true,
             parking: OnceCell::new(),
-            checkpoint_at_bytes: CHECKPOINT_BYTES,
-        };
-        ledger.look_up_routes()?;
-        Ok(ledger)
+            lease: Lease::default(),
+        })
+    }
+
+    /// Begins to fold and deliver, with nothing remembered from before.
+    pub fn begin_term(&mut self) -> Result<(), StoreError> {
+        self.forget_cached();
+        for state in &mut self.destinations {
+            state.in_flight.clear();
+            state.first_claim_at = None;
+            state.express = Turn::default();
+        }
+        self.look_up_routes()
     }
 
     /// Drops what was remembered: a transaction that wrote it did not come about.
@@ -169,43 +151,10 @@ impl Ledger {
         let key: Arc<str> = self
             .connection
             .prepare_cached("SELECT key FROM trait WHERE id = ?1")?
-            .query_row([number.0], |row| row.get::<_, String>(0))?
+            .query_row([number.0], |row| row.get::<String>(0))?
             .into();
         self.trait_keys.insert(number, Arc::clone(&key));
         Ok(key)
-    }
-
-    /// Copies the write-ahead log into the file once it is long. Waits for nobody: beside a reader
-    /// that stays (a backup, say) the log grows by as much again before the next attempt.
-    pub fn keep_log_short(&mut self) {
-        if self.log_bytes() >= self.checkpoint_at_bytes {
-            self.checkpoint();
-            self.checkpoint_at_bytes = self.log_bytes() + CHECKPOINT_BYTES;
-        }
-    }
-
-    fn log_bytes(&self) -> u64 {
-        self.connection
-            .path()
-            .and_then(|path| std::fs::metadata(format!("{path}-wal")).ok())
-            .map_or(0, |file| file.len())
-    }
-
-    /// Copies the write-ahead log into the file and starts it again, as far as readers let it.
-    pub fn checkpoint(&mut self) {
-        // A failure (a full disk, say) leaves the log as it is: nothing is lost, a later call
-        // tries again.
-        let copied = self
-            .connection
-            .busy_timeout(std::time::Duration::ZERO)
-            .and_then(|()| {
-                self.connection
-                    .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-            })
-            .and(self.connection.busy_timeout(LOCK_PATIENCE));
-        if let Err(error) = copied {
-            tracing::debug!(%error, "the write-ahead log could not be copied into the ledger");
-        }
     }
 }
 

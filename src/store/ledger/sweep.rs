@@ -1,9 +1,8 @@
 //! The sweep through what is pending: which identities are due.
 
-use std::collections::HashSet;
+use crate::store::database::{self, DatabaseError, params};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-
-use rusqlite::params;
 
 use super::exchange::soonest;
 use super::state::{Ledger, sent_bit, told_from, wanted_from};
@@ -29,13 +28,13 @@ pub(super) struct Row {
 
 impl Row {
     /// Reads `identifier, trait, wanted, sent, late_until, attempts, due_at, since, told`.
-    fn read(row: &rusqlite::Row<'_>, linger_ms: Millis) -> rusqlite::Result<Self> {
+    fn read(row: &database::Row<'_>, linger_ms: Millis) -> Result<Self, DatabaseError> {
         let since: Millis = row.get(7)?;
         let due_at: Option<Millis> = row.get(6)?;
         Ok(Row {
             number: TraitRef(row.get(1)?),
             wanted: wanted_from(row.get(2)?),
-            sent: row.get::<_, Option<i64>>(3)?.unwrap_or(0),
+            sent: row.get::<Option<i64>>(3)?.unwrap_or(0),
             late_until: row.get(4)?,
             attempts: row.get(5)?,
             due_at: due_at.unwrap_or(since + linger_ms),
@@ -70,6 +69,8 @@ struct Sweep {
     now: Millis,
     on_leave: OnLeave,
     last_seen: Option<Arc<str>>,
+    /// The one before that.
+    before: Option<Arc<str>>,
     rows: Vec<Row>,
     busy: bool,
 }
@@ -82,6 +83,7 @@ impl Sweep {
             now,
             on_leave,
             last_seen: None,
+            before: None,
             rows: Vec::new(),
             busy: false,
         }
@@ -92,8 +94,15 @@ impl Sweep {
     }
 
     fn open(&mut self, identifier: &str, busy: bool) {
-        self.last_seen = Some(identifier.into());
+        self.before = self.last_seen.replace(identifier.into());
         self.busy = busy;
+    }
+
+    /// Ends with the identity before the current one; not where there is none.
+    fn stop_before_the_last(&mut self) -> bool {
+        self.rows.clear();
+        self.swept.resume_after = self.before.take();
+        self.swept.resume_after.is_some()
     }
 
     /// Ends the current identity; whether no more fit.
@@ -133,52 +142,79 @@ impl Ledger {
         let state = &self.destinations[destination];
         let mut statement = self.connection.prepare_cached(
             "SELECT identifier, trait, wanted, sent, late_until, attempts, due_at, since, told FROM pending
-             WHERE destination = ?1 AND identifier > coalesce(?2, '') ORDER BY identifier, trait",
+             WHERE destination = ?1 AND identifier > coalesce(?2, '') ORDER BY identifier, trait LIMIT ?3",
         )?;
-        let mut rows = statement.query(params![state.id, after])?;
-        let mut sweep = Sweep::new(limit, now, state.rules.on_leave);
-        let mut seen = 0;
-        while let Some(row) = rows.next()? {
-            let identifier = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
-            if !sweep.is_current(identifier) {
-                let full = sweep.close() || seen >= ROWS_A_CLAIM;
-                if full {
-                    sweep.swept.resume_after = sweep.last_seen;
-                    return Ok(sweep.swept);
+        let parking = self.parking()?;
+        let mut most_rows = if self.connection.is_shared() {
+            // There they are read and sent, wanted or not.
+            (limit * 8).clamp(1_024, ROWS_A_CLAIM)
+        } else {
+            ROWS_A_CLAIM
+        };
+        loop {
+            let mut sweep = Sweep::new(limit, now, state.rules.on_leave);
+            let (mut seen, mut is_full) = (0, false);
+            statement.scan(params![state.id, after, most_rows], |row| {
+                let identifier = row.text(0)?;
+                if !sweep.is_current(identifier) {
+                    is_full = sweep.close();
+                    if is_full {
+                        return Ok(false);
+                    }
+                    // In flight, and not just settled: its settlement will bring it back.
+                    let busy =
+                        state.in_flight.contains_key(identifier) && !settled.contains(identifier);
+                    sweep.open(identifier, busy);
                 }
-                // In flight, and not just settled: its settlement will bring it back.
-                let busy =
-                    state.in_flight.contains_key(identifier) && !settled.contains(identifier);
-                sweep.open(identifier, busy);
+                seen += 1;
+                let row = Row::read(row, state.rules.linger_ms)?;
+                if !parking.holds(row.number, row.wanted) {
+                    sweep.rows.push(row);
+                }
+                Ok::<_, StoreError>(true)
+            })?;
+            if is_full {
+                sweep.swept.resume_after = sweep.last_seen;
+            } else if seen < most_rows {
+                sweep.close();
+            } else if sweep.stop_before_the_last() {
+                // Perhaps not all of the last one's rows were read.
+            } else {
+                most_rows *= 2;
+                continue;
             }
-            seen += 1;
-            let row = Row::read(row, state.rules.linger_ms)?;
-            if !self.is_parked(row.number, row.wanted)? {
-                sweep.rows.push(row);
-            }
+            return Ok(sweep.swept);
         }
-        sweep.close();
-        Ok(sweep.swept)
     }
 
-    /// All rows of one identity that may be called for.
+    /// All rows of these identities that may be called for, by trait.
     pub(super) fn rows_of(
         &self,
         destination: usize,
-        identifier: &str,
-    ) -> Result<Vec<Row>, StoreError> {
+        identifiers: &[Arc<str>],
+    ) -> Result<HashMap<String, Vec<Row>>, StoreError> {
         let state = &self.destinations[destination];
-        let mut statement = self.connection.prepare_cached(
+        let parking = self.parking()?;
+        let mut found: HashMap<String, Vec<Row>> = HashMap::new();
+        self.connection.each_of(
             "SELECT identifier, trait, wanted, sent, late_until, attempts, due_at, since, told FROM pending
-             WHERE destination = ?1 AND identifier = ?2 ORDER BY trait",
+             WHERE destination = ?1 AND identifier = ?2",
+            identifiers,
+            |identifier| [state.id.into(), (&**identifier).into()],
+            |row| {
+                let identifier = row.text(0)?;
+                let row = Row::read(row, state.rules.linger_ms)?;
+                if !parking.holds(row.number, row.wanted) {
+                    match found.get_mut(identifier) {
+                        Some(rows) => rows.push(row),
+                        None => drop(found.insert(identifier.to_owned(), vec![row])),
+                    }
+                }
+                Ok::<_, StoreError>(())
+            },
         )?;
-        let mut rows = statement.query(params![state.id, identifier])?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            let row = Row::read(row, state.rules.linger_ms)?;
-            if !self.is_parked(row.number, row.wanted)? {
-                found.push(row);
-            }
+        for rows in found.values_mut() {
+            rows.sort_by_key(|row| row.number);
         }
         Ok(found)
     }

@@ -1,13 +1,12 @@
 //! What calls counted as written, until a canary proves that what is written stays.
 
-use rusqlite::{Connection, OptionalExtension, params};
-
 use super::pending::Tally;
 use super::routes::Following;
 use super::state::Ledger;
 use crate::canary::CanaryMemory;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, Target, Wanted};
+use crate::store::database::{Connection, OptionalRow, params};
 use crate::store::{CohortRef, StoreError, TraitRef};
 use crate::unproven::Unproven;
 
@@ -58,7 +57,7 @@ impl Ledger {
         let stored = serde_json::to_string(memory).map_err(unreadable)?;
         self.connection
             .prepare_cached(
-                "INSERT OR REPLACE INTO meta (key, value) VALUES ('canary:' || ?1, ?2)",
+                "INSERT INTO meta (key, value) VALUES ('canary:' || ?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             )?
             .execute(params![destination.to_string(), stored])?;
         Ok(())
@@ -108,7 +107,7 @@ impl Ledger {
                 "SELECT seq, traits FROM unproven WHERE destination = ?1 ORDER BY seq LIMIT ?2",
             )?
             .query_map(params![id, DOUBTED_AT_ONCE], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
+                Ok((row.get::<i64>(0)?, row.get::<Vec<u8>>(1)?))
             })?
             .collect::<Result<Vec<_>, _>>()?;
         if rows.is_empty() {
@@ -180,7 +179,7 @@ impl Ledger {
         if wanted == Wanted::Left {
             self.connection
                 .prepare_cached(
-                    "INSERT OR IGNORE INTO meta (key, value) VALUES ('strangers:' || ?1, 1)",
+                    "INSERT INTO meta (key, value) VALUES ('strangers:' || ?1, 1) ON CONFLICT (key) DO NOTHING",
                 )?
                 .execute([number.0])?;
         }
@@ -211,11 +210,11 @@ impl Ledger {
         Ok(self
             .connection
             .prepare_cached(
-                "SELECT max(m.standing > 0) FROM trait t JOIN cohort c ON c.id = t.cohort AND c.trait = t.id
+                "SELECT max(CASE WHEN m.standing > 0 THEN 1 ELSE 0 END) FROM trait t JOIN cohort c ON c.id = t.cohort AND c.trait = t.id
                  JOIN member m ON m.cohort = c.id AND m.identifier = ?1 WHERE t.id = ?2",
             )?
             .query_row(params![identifier, number.0], |row| {
-                row.get::<_, Option<bool>>(0)
+                row.get::<Option<bool>>(0)
             })?
             .map(Wanted::of))
     }
@@ -224,9 +223,13 @@ impl Ledger {
     pub(super) fn erase_from_log(&self, identifier: &str) -> Result<(), StoreError> {
         let rows = self
             .connection
-            .prepare_cached("SELECT seq, traits FROM unproven WHERE instr(traits, ?1) > 0")?
+            .prepare_cached(if self.connection.is_shared() {
+                "SELECT seq, traits FROM unproven WHERE position(?1 IN traits) > 0"
+            } else {
+                "SELECT seq, traits FROM unproven WHERE instr(traits, ?1) > 0"
+            })?
             .query_map([identifier.as_bytes()], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
+                Ok((row.get::<i64>(0)?, row.get::<Vec<u8>>(1)?))
             })?
             .collect::<Result<Vec<_>, _>>()?;
         for (seq, bytes) in rows {

@@ -1,8 +1,7 @@
 //! What is still to be written, counted row by row beside the writer.
 
+use crate::store::database::{Connection, OptionalRow, params};
 use std::collections::HashMap;
-
-use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::waiting_pages;
 use super::state::{settled, told_stored};
@@ -31,26 +30,32 @@ pub fn unwritten(
     on_leave: &HashMap<String, OnLeave>,
     month: Month,
 ) -> Result<Unwritten, StoreError> {
-    // All of it as it was at one moment.
-    let transaction = connection.unchecked_transaction()?;
-    let waiting_pages = waiting_pages(&transaction)?;
-    let mut is_under_way = waiting_pages > 0 || transaction.prepare_cached(UNDER_WAY)?.exists([])?;
-    let known = transaction
+    connection.at_one_moment(|| unwritten_now(connection, on_leave, month))
+}
+
+fn unwritten_now(
+    connection: &Connection,
+    on_leave: &HashMap<String, OnLeave>,
+    month: Month,
+) -> Result<Unwritten, StoreError> {
+    let waiting_pages = waiting_pages(connection)?;
+    let mut is_under_way = waiting_pages > 0 || connection.prepare_cached(UNDER_WAY)?.exists(())?;
+    let known = connection
         .prepare_cached("SELECT id, name FROM destination ORDER BY id")?
-        .query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?
+        .query_map((), |row| Ok((row.get(0)?, row.get::<String>(1)?)))?
         .collect::<Result<Vec<(i64, String)>, _>>()?;
     let mut destinations = Vec::new();
     for (id, name) in known {
         let Some(on_leave) = on_leave.get(&name) else {
             continue;
         };
-        let ordered = ordered(&transaction, id)?;
+        let ordered = ordered(connection, id)?;
         is_under_way |= ordered.is_some();
-        let calls_made = transaction
+        let calls_made = connection
             .prepare_cached("SELECT calls FROM calls WHERE destination = ?1 AND month = ?2")?
             .query_row(params![id, month.to_string()], |row| row.get(0))
             .optional()?;
-        let (mut load, cohorts) = count(&transaction, id, *on_leave)?;
+        let (mut load, cohorts) = count(connection, id, *on_leave)?;
         // Whose they are, and which are pending anyway, the walk will tell.
         load.identities += ordered.unwrap_or(0);
         load.traits += ordered.unwrap_or(0);
@@ -73,7 +78,7 @@ pub fn unwritten(
 fn ordered(connection: &Connection, destination: i64) -> Result<Option<u64>, StoreError> {
     let orders = connection
         .prepare_cached(
-            "SELECT r.cohort = 0, c.paused_at IS NOT NULL, max(r.total - r.brought_up, 0) FROM resync r
+            "SELECT r.cohort = 0, c.paused_at IS NOT NULL, CASE WHEN r.total > r.brought_up THEN r.total - r.brought_up ELSE 0 END FROM resync r
              LEFT JOIN cohort c ON c.id = r.cohort WHERE r.destination = ?1 AND r.state = 0",
         )?
         .query_map([destination], |row| {
@@ -102,7 +107,7 @@ fn count(
     let mut cohorts = cohorts(connection)?;
     let of_trait: HashMap<i64, i64> = connection
         .prepare_cached("SELECT id, cohort FROM trait WHERE cohort IS NOT NULL")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
     let mut rows = connection.prepare_cached(
         "SELECT identifier, trait, wanted FROM pending
@@ -115,16 +120,15 @@ fn count(
     // What is parked stands behind, by the same order of identities.
     for place in [destination, -destination] {
         let (mut last, mut is_counted) = (String::new(), false);
-        let mut rows = rows.query(params![place, after_leaving])?;
-        while let Some(row) = rows.next()? {
-            let identifier = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+        rows.scan(params![place, after_leaving], |row| {
+            let identifier = row.text(0)?;
             if last != identifier {
                 number += 1;
                 is_counted = false;
                 last.clear();
                 last.push_str(identifier);
             }
-            let is_erased = row.get::<_, i64>(2)? == 2;
+            let is_erased = row.get::<i64>(2)? == 2;
             let cohort = of_trait
                 .get(&row.get(1)?)
                 .and_then(|cohort| cohorts.get_mut(cohort));
@@ -138,7 +142,8 @@ fn count(
                 load.traits += 1;
                 load.identities += u64::from(!std::mem::replace(&mut is_counted, true));
             }
-        }
+            Ok::<_, StoreError>(true)
+        })?;
     }
     let mut cohorts: Vec<_> = cohorts
         .into_values()
@@ -155,9 +160,9 @@ fn count(
 fn cohorts(connection: &Connection) -> Result<HashMap<i64, Counted>, StoreError> {
     Ok(connection
         .prepare_cached("SELECT id, source, cohort_id, name, paused_at IS NOT NULL FROM cohort")?
-        .query_map([], |row| {
+        .query_map((), |row| {
             let of = UnwrittenOf {
-                source: SourceName::from(row.get::<_, String>(1)?.as_str()),
+                source: SourceName::from(row.get::<String>(1)?.as_str()),
                 cohort_id: row.get(2)?,
                 name: row.get(3)?,
                 paused: row.get(4)?,

@@ -1,9 +1,8 @@
 //! A whole session from the day it is whole until it has taken effect: what it finds, what is
 //! decided, and what it leaves behind.
 
+use crate::store::database::{DatabaseError, OptionalRow, params};
 use std::collections::BTreeMap;
-
-use rusqlite::{OptionalExtension, params};
 
 use super::cohorts::Book;
 use super::inbox::set_aside_from;
@@ -33,14 +32,10 @@ struct Finished {
     run: i64,
 }
 
-fn half_of(column: usize, action: &str) -> rusqlite::Result<Half> {
-    Action::parse(action).and_then(Half::of).ok_or_else(|| {
-        rusqlite::Error::FromSqlConversionFailure(
-            column,
-            rusqlite::types::Type::Text,
-            format!("{action:?} is no half of a run").into(),
-        )
-    })
+fn half_of(action: &str) -> Result<Half, DatabaseError> {
+    Action::parse(action)
+        .and_then(Half::of)
+        .ok_or_else(|| DatabaseError::Damaged(format!("{action:?} is no half of a run")))
 }
 
 impl Ledger {
@@ -52,7 +47,7 @@ impl Ledger {
                 "SELECT s.id, s.cohort, s.effect, s.applied_through, s.run, s.is_judged, s.holds, c.source, c.members + c.held + c.kept, s.is_left_out
                  FROM session s JOIN cohort c ON c.id = s.cohort WHERE s.state = 1 ORDER BY s.whole_at_seq LIMIT 1",
             )?
-            .query_row([], |row| {
+            .query_row((), |row| {
                 let judged: bool = row.get(5)?;
                 Ok((
                     WholeSession {
@@ -73,7 +68,7 @@ impl Ledger {
                         population: row.get(8)?,
                         maps_people: false,
                     },
-                    SourceName::from(row.get::<_, String>(7)?.as_str()),
+                    SourceName::from(row.get::<String>(7)?.as_str()),
                 ))
             })
             .optional()?;
@@ -143,9 +138,9 @@ impl Ledger {
             .query_map([cohort.0, but.0], |row| {
                 Ok(Held {
                     session: SessionRef(row.get(0)?),
-                    half: half_of(1, &row.get::<_, String>(1)?)?,
+                    half: half_of(&row.get::<String>(1)?)?,
                     run: row.get(2)?,
-                    is_accepted: row.get::<_, i64>(3)? == 4,
+                    is_accepted: row.get::<i64>(3)? == 4,
                     is_doubted: row.get(4)?,
                 })
             })?
@@ -237,7 +232,7 @@ impl Ledger {
             .query_map([cohort.0], |row| {
                 Ok(Witness {
                     session: SessionRef(row.get(0)?),
-                    half: half_of(1, &row.get::<_, String>(1)?)?,
+                    half: half_of(&row.get::<String>(1)?)?,
                     run: row.get(2)?,
                     pages: Vec::new(),
                 })
@@ -285,7 +280,7 @@ impl Ledger {
             }
             self.connection
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO fate (session, layer, fate) VALUES (?1, ?2, 1)",
+                    "INSERT INTO fate (session, layer, fate) VALUES (?1, ?2, 1) ON CONFLICT (session, layer) DO UPDATE SET fate = excluded.fate",
                 )?
                 .execute([session.0, layer.0])?;
         }
@@ -393,7 +388,7 @@ impl Ledger {
                      (SELECT run FROM session WHERE id = layer), (SELECT state FROM session WHERE id = layer)",
             )?
             .query_map([session.0], |row| {
-                Ok((SessionRef(row.get(0)?), row.get::<_, i64>(1)?, row.get::<_, i64>(2)? == 4))
+                Ok((SessionRef(row.get(0)?), row.get::<i64>(1)?, row.get::<i64>(2)? == 4))
             })?
             .collect::<Result<Vec<_>, _>>()?;
         let book = self.book(cohort)?;
@@ -484,11 +479,10 @@ impl Ledger {
         )?;
         let mut add = self.connection.prepare_cached(
             "INSERT INTO set_aside (cohort, reason, members) VALUES (?1, ?2, ?3)
-             ON CONFLICT DO UPDATE SET members = members + excluded.members",
+             ON CONFLICT (cohort, reason) DO UPDATE SET members = set_aside.members + excluded.members",
         )?;
-        let mut rows = pages.query([session.0])?;
-        while let Some(row) = rows.next()? {
-            let stored: String = row.get(0)?;
+        for stored in pages.query_map([session.0], |row| row.get::<String>(0))? {
+            let stored = stored?;
             for (reason, members) in set_aside_from(&stored) {
                 add.execute(params![cohort.0, reason, members])?;
             }

@@ -1,10 +1,9 @@
 //! Walking through the people of several cohorts at once, in the order of identifiers: whatever a
 //! destination should hold of somebody becomes pending together, and so costs one call.
 
+use crate::store::database::{Connection, params};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-
-use rusqlite::{Connection, params};
 
 use crate::cohort::Wanted;
 use crate::store::{CohortRef, StoreError, TraitRef};
@@ -49,12 +48,12 @@ impl Feed {
         }
         let rows = connection
             .prepare_cached(
-                "SELECT identifier, max(standing > 0) FROM member WHERE cohort = ?1 AND identifier > coalesce(?2, '')
+                "SELECT identifier, max(CASE WHEN standing > 0 THEN 1 ELSE 0 END) FROM member WHERE cohort = ?1 AND identifier > coalesce(?2, '')
                  GROUP BY identifier ORDER BY identifier LIMIT ?3",
             )?
             .query_map(
                 params![self.walked.cohort.0, self.walked.after, self.next_read as i64],
-                |row| Ok((row.get::<_, String>(0)?, Wanted::of(row.get(1)?))),
+                |row| Ok((row.get::<String>(0)?, Wanted::of(row.get(1)?))),
             )?
             .collect::<Result<VecDeque<_>, _>>()?;
         self.is_at_end = rows.len() < self.next_read;

@@ -12,7 +12,7 @@ const CHART: &str = "deploy/helm/cohort-bridge/alerts.yaml";
 const KUSTOMIZE: &str = "deploy/kustomize/components/monitoring/prometheusrule.yaml";
 
 /// Labels that Prometheus adds to whatever it scrapes in a cluster.
-const PROMETHEUS_ADDS: &str = "namespace";
+const PROMETHEUS_ADDS: [&str; 2] = ["namespace", "job"];
 
 pub fn rules() -> Vec<Value> {
     let groups = document_in(CHART);
@@ -93,11 +93,23 @@ async fn alerts_are_about_metrics_that_there_are() {
         }
         // Whatever is neither a metric nor PromQL's own must be a label of theirs.
         let promql = [
-            "absent", "max", "sum", "by", "time", "increase", "or", "unless", "offset",
+            "absent",
+            "max",
+            "sum",
+            "count",
+            "by",
+            "time",
+            "increase",
+            "changes",
+            "max_over_time",
+            "or",
+            "unless",
+            "offset",
         ];
         for name in names {
-            let is_known =
-                metrics.contains(&name) || promql.contains(&name) || name == PROMETHEUS_ADDS;
+            let is_known = metrics.contains(&name)
+                || promql.contains(&name)
+                || PROMETHEUS_ADDS.contains(&name);
             assert!(is_known || labels.contains(name), "{name} in {expression}");
         }
         // And whatever the words about it show is left by the expression's `by`.
@@ -115,6 +127,7 @@ async fn alerts_are_about_metrics_that_there_are() {
     }
     for metric in [
         "cohort_bridge_build_info",
+        "cohort_bridge_leading",
         "cohort_bridge_destination_halted",
         "cohort_bridge_oldest_pending_seconds",
         "cohort_bridge_dead",
@@ -127,6 +140,30 @@ async fn alerts_are_about_metrics_that_there_are() {
         "cohort_bridge_secrets_refused",
     ] {
         assert!(alerted.contains(metric), "no alert on {metric}");
+    }
+}
+
+#[test]
+fn no_alert_is_about_one_replica_of_several() {
+    for rule in rules() {
+        let expression = word(&rule["expr"]);
+        let is_of_all = expression.contains(" by (namespace") || expression.contains("absent(");
+        assert!(is_of_all, "{expression}");
+        for one in ["pod", "instance", "container", "node"] {
+            assert!(!names(expression).contains(&one), "{one} in {expression}");
+        }
+        // Each replica counts its own calls and pages, and may know the whole ledger's gauges.
+        for summed in expression.split("sum by ").skip(1) {
+            let (_, summed) = summed.split_once(')').unwrap();
+            let metric = names(summed)
+                .into_iter()
+                .find(|name| name.contains("bridge"));
+            let metric = metric.unwrap();
+            assert!(
+                metric.ends_with("_total") || metric == "cohort_bridge_leading",
+                "{metric} is added up in {expression}"
+            );
+        }
     }
 }
 

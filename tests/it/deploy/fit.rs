@@ -6,12 +6,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use cohort_bridge::cli::{self, Command};
-use cohort_bridge::config::{Database, Environment, Settings};
+use cohort_bridge::config::{Environment, Settings};
 use cohort_bridge::http::admin::openapi;
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
 use super::image;
+use super::ledger::POSTGRESQL_PORT;
 use super::yaml::{list, named, number, word};
 
 /// The path below which the webhook listener answers, as `replay` knows it.
@@ -35,17 +36,17 @@ impl Bundle {
         all[0]
     }
 
-    fn pod(&self) -> &Value {
+    pub fn pod(&self) -> &Value {
         &self.one("Deployment")["spec"]["template"]["spec"]
     }
 
-    fn container(&self) -> &Value {
+    pub fn container(&self) -> &Value {
         let containers = list(&self.pod()["containers"]);
         assert_eq!(containers.len(), 1);
         &containers[0]
     }
 
-    fn pod_labels(&self) -> &Value {
+    pub fn pod_labels(&self) -> &Value {
         &self.one("Deployment")["spec"]["template"]["metadata"]["labels"]
     }
 
@@ -53,10 +54,9 @@ impl Bundle {
     pub fn fits_the_program(&self) {
         let settings = self.settings();
         assert_eq!(settings.warnings, Vec::<String>::new());
-        self.one_process_a_ledger();
+        self.as_many_as_its_ledger_bears(&settings);
         self.ports_and_probes(&settings);
         self.time_to_stop(&settings);
-        self.ledger_is_on_the_volume(&settings);
         self.restricted();
         self.versions();
         self.services();
@@ -82,15 +82,17 @@ impl Bundle {
         for variable in list(&container["env"]) {
             let name = word(&variable["name"]).to_owned();
             let ours = name.starts_with("COHORT_BRIDGE_");
-            let known = ["DATABASE_URL", "TMPDIR", "RUST_LOG"];
+            let known = ["DATABASE_URL", "DATABASE_URL_FILE", "TMPDIR", "RUST_LOG"];
             assert!(ours || known.contains(&&*name), "{name}");
             let mut value = word(&variable["value"]).to_owned();
             if name == "COHORT_BRIDGE_CONFIG" {
                 value = stand_in_file(files.path(), "settings.toml", SETTINGS_FILE);
                 self.mount(word(&variable["value"]));
             } else if name.ends_with("_FILE") && name != "COHORT_BRIDGE_CA_FILE" {
-                let key = self.mounted_key(&variable["value"]);
-                value = stand_in_file(files.path(), &key, secret_for(&key));
+                let file = word(&variable["value"]);
+                let (_, key) = file.rsplit_once('/').unwrap();
+                self.holds_a_secret(file);
+                value = stand_in_file(files.path(), key, &secret_for(key));
             }
             assert_eq!(variables.insert(name.clone(), value), None, "{name} twice");
         }
@@ -98,12 +100,16 @@ impl Bundle {
             variables.contains_key("COHORT_BRIDGE_ADMIN_TOKEN_FILE"),
             "anybody in the cluster could change things"
         );
+        // Whatever the container leaves out is as the image says.
+        for (name, value) in image::variables() {
+            variables.entry(name).or_insert(value);
+        }
         let environment: Environment = variables.into_iter().collect();
         Settings::from_args(&args, &environment).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The mount that a path lies in, and the rest of the path.
-    fn mount<'a>(&self, path: &'a str) -> (&Value, &'a str) {
+    pub fn mount<'a>(&self, path: &'a str) -> (&Value, &'a str) {
         let mounts = list(&self.container()["volumeMounts"]);
         let found = mounts.iter().find_map(|mount| {
             let below = path.strip_prefix(word(&mount["mountPath"]))?;
@@ -112,25 +118,24 @@ impl Bundle {
         found.unwrap_or_else(|| panic!("{path} is not mounted"))
     }
 
-    /// The key of the Secret that is mounted as this file.
-    fn mounted_key(&self, path: &Value) -> String {
-        let (mount, file) = self.mount(word(path));
+    /// Holds a path to a key of a Secret that is mounted there.
+    pub fn holds_a_secret(&self, path: &str) {
+        let (mount, file) = self.mount(path);
         assert_eq!(mount["readOnly"], true);
         let volume = named(&self.pod()["volumes"], word(&mount["name"]));
+        let (mode, sources) = match volume.get("projected") {
+            Some(projected) => {
+                let sources = list(&projected["sources"]).iter();
+                let sources = sources.map(|source| &source["secret"]).collect();
+                (&projected["defaultMode"], sources)
+            }
+            None => (&volume["secret"]["defaultMode"], vec![&volume["secret"]]),
+        };
         // Readable by way of fsGroup, and by nobody else.
-        assert_eq!(number(&volume["secret"]["defaultMode"]), 0o440);
-        let items = list(&volume["secret"]["items"]).iter();
-        let mut items = items.filter(|item| item["path"] == file);
-        word(&items.next().expect("mounted")["key"]).to_owned()
-    }
-
-    fn one_process_a_ledger(&self) {
-        let deployment = &self.one("Deployment")["spec"];
-        assert_eq!(deployment["replicas"], 1);
-        assert_eq!(deployment["strategy"], json!({"type": "Recreate"}));
-        for mode in list(&self.one("PersistentVolumeClaim")["spec"]["accessModes"]) {
-            assert!(word(mode).starts_with("ReadWriteOnce"), "{mode}");
-        }
+        assert_eq!(number(mode), 0o440);
+        let items = sources.iter().flat_map(|source| list(&source["items"]));
+        let mounted = items.filter(|item| item["path"] == file);
+        assert_eq!(mounted.count(), 1, "{path}");
     }
 
     fn ports_and_probes(&self, settings: &Settings) {
@@ -163,21 +168,6 @@ impl Bundle {
         let needed = Duration::from_secs(sleep) + settings.shutdown_grace;
         assert!(sleep > 0);
         assert!(Duration::from_secs(patience) > needed, "{patience} s");
-    }
-
-    fn ledger_is_on_the_volume(&self, settings: &Settings) {
-        let Database::Sqlite(ledger) = &settings.database;
-        let (mount, file) = self.mount(ledger.to_str().unwrap());
-        assert!(!file.contains('/'), "the folder would have to be made");
-        assert_eq!(mount.get("readOnly"), None);
-        let volume = named(&self.pod()["volumes"], word(&mount["name"]));
-        let claim = word(&volume["persistentVolumeClaim"]["claimName"]);
-        assert_eq!(self.one("PersistentVolumeClaim")["metadata"]["name"], claim);
-        let temporary = named(&self.container()["env"], "TMPDIR");
-        assert_eq!(
-            temporary["value"], mount["mountPath"],
-            "the root is read-only"
-        );
     }
 
     /// What Pod Security's `restricted` asks for, and a read-only root.
@@ -267,10 +257,11 @@ impl Bundle {
             .iter()
             .map(|rule| ports_of(rule, "to"));
         let flagsmith = settings.destinations[0].api_url.port_or_known_default();
-        assert_eq!(
-            outward.collect::<Vec<_>>(),
-            [vec![json!(53), json!(53)], vec![json!(flagsmith.unwrap())]]
-        );
+        let mut expected = vec![vec![json!(53), json!(53)], vec![json!(flagsmith.unwrap())]];
+        if self.shares_a_ledger() {
+            expected.push(vec![json!(POSTGRESQL_PORT)]);
+        }
+        assert_eq!(outward.collect::<Vec<_>>(), expected);
     }
 
     fn ingress(&self, ingress: &Value, settings: &Settings) {
@@ -323,12 +314,21 @@ impl Bundle {
 }
 
 /// What a secret of that name may hold.
-pub fn secret_for(key: &str) -> &'static str {
-    match key {
+pub fn secret_for(key: &str) -> String {
+    let secret = match key {
+        "database-url" => return ledger_url(),
         "webhook-basic-auth" => "mixpanel:secret",
         "webhook-signing-secret" => "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
         _ => "ser.secret",
-    }
+    };
+    secret.to_owned()
+}
+
+/// A URL of a ledger in PostgreSQL.
+fn ledger_url() -> String {
+    format!(
+        "postgres://cohort_bridge:secret@postgresql.example.com:{POSTGRESQL_PORT}/cohort_bridge?sslmode=verify-full"
+    )
 }
 
 pub fn stand_in_file(folder: &Path, name: &str, content: &str) -> String {
@@ -338,7 +338,7 @@ pub fn stand_in_file(folder: &Path, name: &str, content: &str) -> String {
 }
 
 /// Whether all these labels are among those.
-fn is_among(labels: &Value, those: &Value) -> bool {
+pub fn is_among(labels: &Value, those: &Value) -> bool {
     let labels = labels.as_object().expect("labels");
     !labels.is_empty() && labels.iter().all(|(key, value)| those[key] == *value)
 }

@@ -1,21 +1,18 @@
-//! The Dockerfile and the Compose file.
+//! The Dockerfile.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use cohort_bridge::cli::{self, Command};
-use cohort_bridge::config::{Database, Environment, HealthQuestion, Settings};
+use cohort_bridge::config::{Environment, HealthQuestion};
 use cohort_bridge::{config::setting, health};
-use serde_json::Value;
 
-use super::fit::{secret_for, stand_in_file};
-use super::yaml::{document_in, files_below, list, text_of, top, word};
+use super::yaml::{files_below, text_of, top};
 
-const DOCKERFILE: &str = "deploy/Dockerfile";
+pub const DOCKERFILE: &str = "deploy/Dockerfile";
 const IGNORE: &str = "deploy/Dockerfile.dockerignore";
-const COMPOSE: &str = "deploy/docker-compose.yml";
 
 /// The Dockerfile's instructions, continued lines joined.
 fn instructions() -> Vec<String> {
@@ -48,6 +45,22 @@ pub fn uid() -> u64 {
         .expect("a number: Kubernetes cannot tell whether a name is root")
 }
 
+/// The folder that it may write to.
+pub fn volume() -> String {
+    only("VOLUME")
+}
+
+/// The variables that it sets itself.
+pub fn variables() -> Vec<(String, String)> {
+    let pairs = only("ENV");
+    let pairs = pairs
+        .split_whitespace()
+        .map(|pair| pair.split_once('=').unwrap());
+    pairs
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
 fn default_of(flag: &str) -> SocketAddr {
     let mut settings = setting::SERVE.iter();
     let setting = settings.find(|setting| setting.flag == flag).unwrap();
@@ -58,13 +71,13 @@ fn default_of(flag: &str) -> SocketAddr {
 }
 
 /// How long a Compose or Dockerfile duration of seconds is.
-fn seconds(text: &str) -> Duration {
+pub fn seconds(text: &str) -> Duration {
     let seconds = text.strip_suffix('s').expect("seconds").parse().unwrap();
     Duration::from_secs(seconds)
 }
 
 /// The question that a health check's command asks.
-fn question(command: &[&str]) -> HealthQuestion {
+pub fn question(command: &[&str]) -> HealthQuestion {
     let [_, arguments @ ..] = command else {
         panic!("no command");
     };
@@ -85,18 +98,12 @@ fn the_image_fits_the_program() {
     assert_eq!(command, ["serve"]);
 
     // A read-only root has one place to write.
-    let folder = only("VOLUME");
-    let variables = only("ENV");
-    let variables: Vec<(&str, &str)> = variables
-        .split_whitespace()
-        .map(|pair| pair.split_once('=').unwrap())
-        .collect();
-    let [("DATABASE_URL", ledger), ("TMPDIR", temporary)] = variables[..] else {
-        panic!("{variables:?}");
-    };
-    let ledger = Path::new(ledger.strip_prefix("sqlite://").unwrap());
+    let folder = volume();
+    let variables: BTreeMap<String, String> = variables().into_iter().collect();
+    assert_eq!(variables.len(), 2, "{variables:?}");
+    let ledger = Path::new(variables["DATABASE_URL"].strip_prefix("sqlite://").unwrap());
     assert_eq!(ledger.parent(), Some(Path::new(&folder)));
-    assert_eq!(temporary, folder);
+    assert_eq!(variables["TMPDIR"], folder);
     let owner = format!("--from=build --chown={0}:{0} /ledger {folder}", uid());
     assert!(given("COPY").contains(&owner), "{owner}");
 }
@@ -194,83 +201,4 @@ fn the_build_gets_all_that_it_includes_and_nothing_else() {
         }
     }
     assert!(elsewhere > 0);
-}
-
-#[test]
-fn the_compose_file_fits_the_program() {
-    let compose = document_in(COMPOSE);
-    let service = &compose["services"]["cohort-bridge"];
-    let folder = tempfile::tempdir().unwrap();
-    let mut variables: Vec<(String, String)> = Vec::new();
-    let mut from_files = BTreeSet::new();
-    for (name, value) in service["environment"].as_object().unwrap() {
-        let mut value = word(value).to_owned();
-        if name.ends_with("_FILE") {
-            let secret = value
-                .strip_prefix("/run/secrets/")
-                .expect("where Compose mounts it");
-            let file = stand_in_file(folder.path(), secret, secret_for(secret));
-            from_files.insert(secret.to_owned());
-            value = file;
-        }
-        variables.push((name.clone(), value));
-    }
-    let Command::Serve(args) = cli::try_parse_from(["cohort-bridge", "serve"])
-        .unwrap()
-        .command
-    else {
-        panic!("serve is serve");
-    };
-    let environment: Environment = variables.iter().cloned().collect();
-    let settings = Settings::from_args(&args, &environment);
-    let settings = settings.unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(settings.warnings, Vec::<String>::new());
-
-    let mounted: BTreeSet<_> = list(&service["secrets"])
-        .iter()
-        .map(|it| word(it).to_owned())
-        .collect();
-    assert_eq!(mounted, from_files);
-    for secret in &mounted {
-        let file = word(&compose["secrets"][secret]["file"]).to_owned();
-        assert_eq!(file, format!("secrets/{secret}"));
-    }
-    let ports = [settings.listen, settings.admin_listen].map(|it| it.port());
-    let published = ports.map(|port| Value::from(format!("127.0.0.1:{port}:{port}")));
-    assert_eq!(list(&service["ports"]), published);
-    assert!(seconds(word(&service["stop_grace_period"])) > settings.shutdown_grace);
-
-    let Database::Sqlite(ledger) = &settings.database;
-    let volume = only("VOLUME");
-    assert_eq!(ledger.parent(), Some(Path::new(&volume)));
-    assert_eq!(
-        list(&service["volumes"]),
-        [Value::from(format!("ledger:{volume}"))]
-    );
-    assert!(compose["volumes"]["ledger"].is_object());
-    assert_eq!(word(&service["environment"]["TMPDIR"]), volume);
-}
-
-#[test]
-fn the_compose_service_may_do_little() {
-    let compose = document_in(COMPOSE);
-    let service = &compose["services"]["cohort-bridge"];
-    assert_eq!(
-        service["image"],
-        format!("cohort-bridge:{}", env!("CARGO_PKG_VERSION"))
-    );
-    assert_eq!(service["user"], format!("{0}:{0}", uid()));
-    assert_eq!(service["read_only"], true);
-    assert_eq!(service["cap_drop"], serde_json::json!(["ALL"]));
-    assert_eq!(
-        service["security_opt"],
-        serde_json::json!(["no-new-privileges:true"])
-    );
-    assert_eq!(service["build"]["dockerfile"], DOCKERFILE);
-
-    let check = &service["healthcheck"];
-    let command: Vec<&str> = list(&check["test"]).iter().map(word).collect();
-    assert_eq!(command[0], "CMD");
-    assert!(question(&command[1..]).ready);
-    assert!(seconds(word(&check["timeout"])) > health::LIMIT);
 }

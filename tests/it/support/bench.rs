@@ -15,7 +15,7 @@ use cohort_bridge::store::{
     Claim, Claims, CohortView, DestinationRules, Outcome, Settlement, SourceRules, Store,
 };
 
-use super::{fast_temp_dir, open_ledger};
+use super::{fast_temp_dir, open_ledger, shared_ledger};
 
 pub const START: Millis = 1_800_000_000_000;
 
@@ -219,28 +219,17 @@ impl Bench {
     /// Whether the text is anywhere in the ledger's tables.
     pub async fn mentions(&mut self, text: &str) -> bool {
         self.close().await;
-        let copy = self.folder.path().join("copy.db");
-        let ledger = rusqlite::Connection::open(self.path()).unwrap();
-        let into = copy.display().to_string();
-        ledger.execute("VACUUM INTO ?1", [into]).unwrap();
-        drop(ledger);
-        let bytes = std::fs::read(&copy).unwrap();
-        std::fs::remove_file(&copy).unwrap();
+        let mentions = shared_ledger::mentions(&self.path(), text);
         self.open();
-        bytes
-            .windows(text.len())
-            .any(|window| window == text.as_bytes())
+        mentions
     }
 
     /// How many rows a table of the ledger has.
     pub async fn rows(&mut self, table: &str) -> u64 {
         self.close().await;
-        let ledger = rusqlite::Connection::open(self.path()).unwrap();
-        let count = format!("SELECT count(*) FROM {table}");
-        let rows = ledger.query_row(&count, [], |row| row.get(0)).unwrap();
-        drop(ledger);
+        let rows = shared_ledger::number(&self.path(), &format!("SELECT count(*) FROM {table}"));
         self.open();
-        rows
+        rows as u64
     }
 }
 

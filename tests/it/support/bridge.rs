@@ -14,7 +14,7 @@ use cohort_bridge::metrics::Metrics;
 use cohort_bridge::mixpanel::{IdentifierRules, parse};
 use cohort_bridge::standin::StandIn;
 use cohort_bridge::status::{BACKLOG_LIMIT_PAGES, DestinationHealth, DestinationStatus, Health};
-use cohort_bridge::store::{DestinationRules, ResyncScope, ResyncView, SourceRules, Store};
+use cohort_bridge::store::{DestinationRules, ResyncScope, ResyncView, SourceRules, Store, Term};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,8 @@ pub struct Bridge {
     pub destination: Destination,
     pub limits: Limits,
     pub prove_after_calls: usize,
+    /// The end of the term.
+    pub ended: CancellationToken,
     folder: tempfile::TempDir,
     running: Option<Running>,
 }
@@ -50,6 +52,7 @@ impl Bridge {
             destination: super::destination(&stand_in.url(), key),
             limits: Limits::default(),
             prove_after_calls: cohort_bridge::canary::PROVE_AFTER_CALLS,
+            ended: CancellationToken::new(),
             stand_in,
             folder: fast_temp_dir(),
             running: None,
@@ -69,7 +72,7 @@ impl Bridge {
         let store: Arc<dyn Store> = open_ledger(&path, SourceRules::named("default"), rules);
         let metrics = Metrics::new().unwrap();
         let health = Arc::new(DestinationHealth::new(destination.name.clone()));
-        let dispatch = Dispatch::new(Parts {
+        let parts = Parts {
             store: store.clone(),
             clock: Arc::new(self.clock.clone()),
             destination: destination.clone(),
@@ -77,8 +80,9 @@ impl Bridge {
             health: health.clone(),
             metrics: metrics.destination(&destination.name),
             hash: IdentifierHash::new(store.log_hash_key()),
-        })
-        .proving_after(self.prove_after_calls);
+        };
+        let dispatch = Dispatch::within(parts, Term::new(self.ended.clone()).0)
+            .proving_after(self.prove_after_calls);
         let pages = Arc::new(Health::new(BACKLOG_LIMIT_PAGES));
         let stop = CancellationToken::new();
         let mut loops = JoinSet::new();

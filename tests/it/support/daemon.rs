@@ -79,7 +79,7 @@ impl Daemon {
         // for it to be allowed to signal them.
         if folder.metadata().unwrap().uid() == 0 {
             let (user, group) = unprivileged();
-            chown(&folder, Some(user), Some(group)).unwrap();
+            give_to_servers(&folder);
             command.uid(user).gid(group);
         }
         let mut keeper = command.spawn().expect("a shell");
@@ -196,6 +196,14 @@ fn free_port() -> u16 {
 fn quoted(words: &[String]) -> String {
     let quoted = words.iter().map(|word| word.replace('\'', r"'\''"));
     quoted.map(|word| format!("'{word}' ")).collect()
+}
+
+/// Lets servers read a file or folder of a test: those of root belong to the user that they run as.
+pub fn give_to_servers(path: &Path) {
+    if path.metadata().unwrap().uid() == 0 {
+        let (user, group) = unprivileged();
+        chown(path, Some(user), Some(group)).unwrap();
+    }
 }
 
 /// User and group for what must not run as root.

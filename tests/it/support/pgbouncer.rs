@@ -14,16 +14,28 @@ pub struct PgBouncer {
 impl PgBouncer {
     /// `None` where PgBouncer is not installed.
     pub async fn start(postgres: &Postgres) -> Option<Self> {
+        Self::start_with(postgres, 20).await
+    }
+
+    /// One that has so many connections to a database at most.
+    pub async fn start_with(postgres: &Postgres, connections: usize) -> Option<Self> {
         let Some(folder) = folder_with(&["pgbouncer"]) else {
             skip("PgBouncer is not installed (Debian package pgbouncer)");
             return None;
         };
         let program = folder.join("pgbouncer").display().to_string();
-        let started = on_a_free_port(async |port| Self::start_on(port, &program, postgres).await);
+        let started = on_a_free_port(async |port| {
+            Self::start_on(port, &program, postgres, connections).await
+        });
         Some(started.await)
     }
 
-    async fn start_on(port: u16, program: &str, postgres: &Postgres) -> Result<Self, String> {
+    async fn start_on(
+        port: u16,
+        program: &str,
+        postgres: &Postgres,
+        connections: usize,
+    ) -> Result<Self, String> {
         let folder = fast_temp_dir();
         let settings = format!(
             "[databases]\n\
@@ -35,6 +47,7 @@ impl PgBouncer {
              auth_type = trust\n\
              auth_file = users\n\
              pool_mode = transaction\n\
+             default_pool_size = {connections}\n\
              max_client_conn = 500\n",
             postgres.port()
         );

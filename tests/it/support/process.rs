@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::eventually;
 use super::service::{Answer, PASSWORD, USER, client};
+use super::shared_ledger::{self, database_url};
 
 /// Settings by variable.
 pub type Variables = BTreeMap<String, String>;
@@ -18,7 +19,7 @@ pub type Variables = BTreeMap<String, String>;
 /// The settings of a service on free ports, in words for `serve`.
 pub fn serve_variables(ledger: &Path, api_url: &str) -> Variables {
     let set = [
-        ("DATABASE_URL", format!("sqlite://{}", ledger.display())),
+        ("DATABASE_URL", database_url(ledger)),
         ("COHORT_BRIDGE_LISTEN", "127.0.0.1:0".to_owned()),
         ("COHORT_BRIDGE_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
         (
@@ -67,6 +68,13 @@ pub fn run(arguments: &[&str], variables: &Variables) -> Ended {
     }
 }
 
+/// Starts a command; what it writes can be read while it runs.
+pub fn spawn(arguments: &[&str], variables: &Variables) -> Child {
+    let mut command = command(arguments, variables);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
 /// A running `serve`. Dropping it kills it.
 pub struct Process {
     child: Child,
@@ -78,6 +86,9 @@ pub struct Process {
 impl Process {
     /// Starts the service and waits until it is ready.
     pub async fn serve(variables: &Variables) -> Self {
+        if let Some(url) = variables.get("DATABASE_URL") {
+            shared_ledger::expire_lease_of_the_killed(url);
+        }
         let mut child = command(&["serve"], variables)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

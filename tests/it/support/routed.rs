@@ -15,7 +15,7 @@ use cohort_bridge::store::{
 use cohort_bridge::trait_key::TraitKeyTemplate;
 
 use super::bench::{START, page, written};
-use super::{fast_temp_dir, open_routed_ledger};
+use super::{fast_temp_dir, open_routed_ledger, shared_ledger};
 
 /// Milliseconds in which a write without a reply may still land.
 pub const LATE_MS: Millis = 60_000;
@@ -204,12 +204,9 @@ impl Routed {
     /// How many rows a table of the ledger has.
     pub fn rows(&mut self, table: &str) -> u64 {
         self.store = None;
-        let ledger = rusqlite::Connection::open(self.path()).unwrap();
-        let count = format!("SELECT count(*) FROM {table}");
-        let rows = ledger.query_row(&count, [], |row| row.get(0)).unwrap();
-        drop(ledger);
+        let rows = shared_ledger::number(&self.path(), &format!("SELECT count(*) FROM {table}"));
         self.open();
-        rows
+        rows as u64
     }
 }
 

@@ -10,7 +10,7 @@ use cohort_bridge::app::App;
 use cohort_bridge::cli::ServeArgs;
 use cohort_bridge::clock::{Clock, ManualClock, Millis};
 use cohort_bridge::cohort::SourceName;
-use cohort_bridge::config::{Database, Destination, LogFormat, SecretFiles, Settings, Source};
+use cohort_bridge::config::{Destination, LogFormat, SecretFiles, Settings, Source};
 use cohort_bridge::http::authenticate::Credentials;
 use cohort_bridge::mixpanel::IdentifierRules;
 use cohort_bridge::secrets::Secrets;
@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::process::{Variables, serve_variables};
-use super::{destination, eventually, fast_temp_dir};
+use super::{destination, eventually, fast_temp_dir, shared_ledger};
 
 /// When every test begins.
 pub const START: Millis = 1_800_000_000_000;
@@ -116,6 +116,16 @@ async fn start(
     clock: ManualClock,
     change: impl FnOnce(&mut Setup),
 ) -> Service {
+    let settings = settings(&folder, &stand_in, change);
+    run(folder, stand_in, clock, settings, |app| app).await
+}
+
+/// The settings of a service whose ledger is in that folder.
+pub fn settings(
+    folder: &tempfile::TempDir,
+    stand_in: &StandIn,
+    change: impl FnOnce(&mut Setup),
+) -> Settings {
     let credentials = Credentials::parse_basic(&format!("{USER}:{PASSWORD}")).unwrap();
     let mut setup = Setup {
         source: source("default", credentials),
@@ -127,11 +137,11 @@ async fn start(
     change(&mut setup);
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let sources = std::iter::once(setup.source).chain(setup.more_sources);
-    let settings = Settings {
+    Settings {
         listen: loopback,
         admin_listen: loopback,
         admin_token: None,
-        database: Database::Sqlite(folder.path().join("ledger.db")),
+        database: shared_ledger::place_of(&folder.path().join("ledger.db")),
         sources: sources.map(Arc::new).collect(),
         destinations: vec![Arc::new(setup.destination)],
         routes: Default::default(),
@@ -141,8 +151,7 @@ async fn start(
         log_format: LogFormat::Text,
         log_filter: "off".into(),
         warnings: Vec::new(),
-    };
-    run(folder, stand_in, clock, settings, |app| app).await
+    }
 }
 
 /// Starts a service on free ports with a fresh ledger, with these settings by variable, whose files
@@ -152,6 +161,19 @@ pub async fn spawn_app_of_files(
     variables: &Variables,
 ) -> (Service, Arc<Notify>) {
     let folder = fast_temp_dir();
+    let (settings, secrets, wanted) = settings_of_files(&folder, stand_in, variables);
+    let clock = ManualClock::at(START);
+    let keeping_up = |app: App| app.keeping_up(secrets);
+    let service = run(folder, Arc::clone(stand_in), clock, settings, keeping_up).await;
+    (service, wanted)
+}
+
+/// The same by variable, and what looks at their files.
+pub fn settings_of_files(
+    folder: &tempfile::TempDir,
+    stand_in: &StandIn,
+    variables: &Variables,
+) -> (Settings, Secrets, Arc<Notify>) {
     let mut all = serve_variables(&folder.path().join("ledger.db"), &stand_in.url());
     all.retain(|name, _| !variables.contains_key(&format!("{name}_FILE")));
     all.extend(variables.clone());
@@ -159,10 +181,7 @@ pub async fn spawn_app_of_files(
     let (settings, files) = SecretFiles::read(ServeArgs::default(), environment).unwrap();
     let wanted = Arc::new(Notify::new());
     let secrets = Secrets::new(files, Arc::clone(&wanted));
-    let clock = ManualClock::at(START);
-    let keeping_up = |app: App| app.keeping_up(secrets);
-    let service = run(folder, Arc::clone(stand_in), clock, settings, keeping_up).await;
-    (service, wanted)
+    (settings, secrets, wanted)
 }
 
 async fn run(
@@ -180,7 +199,16 @@ async fn run(
         }
     })
     .await;
-    let app = prepare(app);
+    serve(folder, stand_in, clock, prepare(app))
+}
+
+/// Runs what is built.
+pub fn serve(
+    folder: tempfile::TempDir,
+    stand_in: Arc<StandIn>,
+    clock: ManualClock,
+    app: App,
+) -> Service {
     let stop = CancellationToken::new();
     Service {
         stand_in,
@@ -354,6 +382,11 @@ impl Service {
     pub async fn restarted(self, change: impl FnOnce(&mut Setup)) -> Service {
         let (stand_in, clock) = (Arc::clone(&self.stand_in), self.clock.clone());
         start(self.stop().await, stand_in, clock, change).await
+    }
+
+    /// What ended it, without being stopped.
+    pub async fn failed(self) -> String {
+        self.running.await.unwrap().unwrap_err().to_string()
     }
 
     /// Stops in an orderly way; gives back the ledger's folder.

@@ -1,0 +1,110 @@
+//! Terms of a shared ledger: sought, kept, and over.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::ledger::lease::LEASE;
+use super::ledger::state::Ledger;
+use super::readers::Readers;
+use super::writer::{Urgency, Writer};
+use super::{StoreError, Term};
+
+/// How often who does not lead asks whether anybody does, and who does whether there is news.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How often a term is given again.
+const RENEW_EVERY: Duration = Duration::from_millis(2_500);
+
+/// So long before the end of the lease the term is over: what was begun until then ends within it.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Waits until this process leads.
+pub async fn lead(
+    work: &Arc<Writer>,
+    readers: &Readers,
+    store: &CancellationToken,
+) -> Result<Term, StoreError> {
+    let ended = store.child_token();
+    // Who goes away while it is asked leads nothing.
+    let asking = ended.clone().drop_guard();
+    if !readers.is_shared() {
+        asking.disarm();
+        return Ok(Term::new(ended).0);
+    }
+    loop {
+        let asked_at = Instant::now();
+        let token = ended.clone();
+        let seek = move |ledger: &mut Ledger| ledger.seek_term(&token);
+        if work.write(Urgency::Work, seek, |_, _| {}).await? {
+            asking.disarm();
+            let (term, tell) = Term::new(ended);
+            term.lasts_until(asked_at + LEASE - MARGIN);
+            tokio::spawn(keep(
+                term.clone(),
+                tell,
+                Arc::downgrade(work),
+                readers.clone(),
+            ));
+            return Ok(term);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Keeps a term until it is over, however long the database takes to answer.
+async fn keep(term: Term, tell: watch::Sender<()>, work: Weak<Writer>, readers: Readers) {
+    tokio::select! {
+        () = renew(&term, tell, work, readers) => {}
+        () = over(&term) => {}
+    }
+    term.ended().cancel();
+}
+
+/// Returns once a term is over.
+async fn over(term: &Term) {
+    while !term.is_over() {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = term.ended().cancelled() => {}
+        }
+    }
+}
+
+/// Renews a term for as long as anybody may, and says what is new.
+async fn renew(term: &Term, tell: watch::Sender<()>, work: Weak<Writer>, readers: Readers) {
+    let mut renewed_at = Instant::now();
+    let mut seen = None;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if renewed_at.elapsed() >= RENEW_EVERY {
+            let Some(work) = work.upgrade() else { break };
+            let asked_at = Instant::now();
+            match work
+                .write(Urgency::Work, Ledger::renew_term, |_, ()| {})
+                .await
+            {
+                Ok(()) => {
+                    renewed_at = asked_at;
+                    term.lasts_until(asked_at + LEASE - MARGIN);
+                }
+                Err(error) => tracing::warn!(%error, "the lead could not be renewed"),
+            }
+        }
+        let news = readers.read(|connection| {
+            let row = connection.query_row(
+                "SELECT (SELECT changes FROM lease), (SELECT coalesce(max(seq), 0) FROM inbox)",
+                (),
+                |row| Ok((row.get::<i64>(0)?, row.get::<i64>(1)?)),
+            );
+            Ok(row?)
+        });
+        if let Ok(news) = news.await
+            && seen.replace(news) != Some(news)
+        {
+            tell.send_replace(());
+        }
+    }
+}
