@@ -70,7 +70,7 @@ impl Admin {
         StatusSnapshot {
             now: self.clock.now(),
             leading,
-            backlog_pages: self.health.backlog(),
+            backlog_pages: self.backlog().await,
             refusal: self.health.refusal(),
             refused_secrets: self.health.refused_secrets(),
             destinations: self
@@ -89,6 +89,15 @@ impl Admin {
                 })
                 .collect(),
             cohorts,
+        }
+    }
+
+    /// Pages that wait to be folded. Where others append and fold too, what is counted here lags behind.
+    async fn backlog(&self) -> u64 {
+        let counted = self.health.backlog();
+        match self.store.is_shared() {
+            true => self.store.waiting_pages().await.unwrap_or(counted),
+            false => counted,
         }
     }
 

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_bridge::clock::ManualClock;
+use cohort_bridge::sharing::Sharing;
 use cohort_bridge::standin::{Call, Endpoint, Environment, Fault, StandIn};
+use cohort_bridge::status::Health;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::bridge::Bridge;
 use crate::support::pages::{key, page_without_info, people};
@@ -146,9 +149,13 @@ async fn while_nobody_leads_pages_are_taken_in_and_nothing_is_called() {
         assert!(page.contains("standby: another replica folds and delivers"));
     }
     let [a, b] = &replicas.both;
-    assert_eq!(status(a).await["backlog"], 1, "at once where it came");
-    b.time_passes("there too", async || status(b).await["backlog"] == 1)
-        .await;
+    for service in &replicas.both {
+        assert_eq!(
+            status(service).await["backlog"],
+            1,
+            "at once, wherever it came"
+        );
+    }
     assert!(replicas.stand_in.calls().is_empty());
     assert_eq!(replicas.shared.adopted(), 0);
 
@@ -156,13 +163,37 @@ async fn while_nobody_leads_pages_are_taken_in_and_nothing_is_called() {
     b.settled().await;
     assert!(replicas.has_all("c", &everybody));
     assert_eq!(replicas.shared.adopted(), 1);
-    let folded = async || status(a).await["backlog"] == 0;
-    a.time_passes("folded elsewhere", folded).await;
+    assert_eq!(status(a).await["backlog"], 0, "folded elsewhere");
     assert!(!leading(a).await && leading(b).await);
     assert_eq!(a.cohorts().await[0]["destinations"][0]["written"], 5);
     let told = metrics(b).await;
     assert!(told.contains("cohort_bridge_leading 1\n"), "{told}");
     assert!(told.contains("cohort_bridge_destination_halted{destination=\"default\"} 0"));
+    replicas.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_that_others_take_in_and_fold_count_towards_the_limit() {
+    let replicas = Replicas::new(|_| {}).await;
+    let health = Arc::new(Health::new(1));
+    let sharing = Arc::new(Sharing {
+        store: replicas.shared.replica(1),
+        clock: Arc::new(replicas.clock.clone()),
+        health: Arc::clone(&health),
+        destinations: Vec::new(),
+    });
+    let stop = CancellationToken::new();
+    let following = tokio::spawn(sharing.follow(stop.clone()));
+    let [a, b] = &replicas.both;
+    add(a, "c", &people("p", 5)).await;
+    a.time_passes("no more", async || health.refusal().is_some())
+        .await;
+    replicas.shared.give(1).await;
+    b.settled().await;
+    a.time_passes("more", async || health.refusal().is_none())
+        .await;
+    stop.cancel();
+    following.await.unwrap();
     replicas.stop().await;
 }
 
