@@ -6,7 +6,6 @@
 //! not by a transaction in which this process could be stopped.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -16,7 +15,7 @@ use super::database::sets::{columns, unnest};
 use super::database::{Postgres, Value};
 use super::ledger::inbox::{COLUMNS, InboxPage};
 use super::refusals::Refusals;
-use super::writer::EndWithThread;
+use super::worker::{Queue, Worker};
 
 /// Bytes of rosters that one statement writes, about.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
@@ -35,109 +34,56 @@ struct Waiting {
     pages: VecDeque<Page>,
     /// Refusals are to be written down, whether or not a page comes.
     has_refusals: bool,
-    closed: bool,
 }
 
-#[derive(Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
-    arrived: Condvar,
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next pages; waits for something to do, and is `None` once closed and empty.
-    fn take(&self) -> Option<Vec<Page>> {
-        let mut waiting = self.lock();
-        while waiting.pages.is_empty() && !std::mem::take(&mut waiting.has_refusals) {
-            if waiting.closed {
-                return None;
-            }
-            waiting = self
-                .arrived
-                .wait(waiting)
-                .unwrap_or_else(PoisonError::into_inner);
+impl Waiting {
+    /// As many pages as one statement writes.
+    fn next(&mut self) -> Option<Vec<Page>> {
+        if self.pages.is_empty() && !std::mem::take(&mut self.has_refusals) {
+            return None;
         }
         let mut bytes = 0;
-        let fit = waiting.pages.iter().take_while(|(page, _)| {
+        let fit = self.pages.iter().take_while(|(page, _)| {
             let before = bytes;
             bytes += page.bytes();
             before < MOST_BYTES
         });
         let fit = fit.count();
-        Some(waiting.pages.drain(..fit).collect())
+        Some(self.pages.drain(..fit).collect())
     }
 }
 
 /// A handle to the thread.
-pub struct Appender {
-    queue: Arc<Queue>,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
-}
+pub struct Appender(Worker<Waiting>);
 
 impl Appender {
     /// Starts the thread.
     pub fn start(postgres: Postgres, refusals: Refusals) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::default());
-        let theirs = Arc::clone(&queue);
         let postgres = postgres.with_patience(PATIENCE);
-        let thread = std::thread::Builder::new()
-            .name("inbox-writer".into())
-            .spawn(move || {
-                let _end = EndWithThread;
-                while let Some(pages) = theirs.take() {
-                    write_down(&postgres, &refusals, pages);
-                }
-            })?;
-        Ok(Appender {
-            queue,
-            thread: Mutex::new(Some(thread)),
-        })
+        let work = move |queue: &Queue<Waiting>| {
+            while let Some(pages) = queue.take(Waiting::next) {
+                write_down(&postgres, &refusals, pages);
+            }
+        };
+        Worker::start("inbox-writer", work).map(Appender)
     }
 
     /// Writes a page down; returns once it is durable. It is written though the caller goes away.
     pub async fn append(&self, page: InboxPage) -> Result<(), StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.order(|waiting| waiting.pages.push_back((page, answer)));
+        self.0
+            .order(|waiting| waiting.pages.push_back((page, answer)));
         answered.await.unwrap_or(Err(StoreError::Closed))
     }
 
     /// Has the refusals written down that are remembered; nobody waits for it.
     pub fn note_refusals(&self) {
-        self.order(|waiting| waiting.has_refusals = true);
-    }
-
-    fn order(&self, what: impl FnOnce(&mut Waiting)) {
-        let mut waiting = self.queue.lock();
-        if !waiting.closed {
-            what(&mut waiting);
-            drop(waiting);
-            self.queue.arrived.notify_one();
-        }
+        self.0.order(|waiting| waiting.has_refusals = true);
     }
 
     /// Finishes what waits and ends the thread.
     pub fn close(&self) {
-        self.queue.lock().closed = true;
-        self.queue.arrived.notify_one();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread {
-            // A panic there was reported by its hook.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Appender {
-    fn drop(&mut self) {
-        self.close();
+        self.0.close();
     }
 }
 

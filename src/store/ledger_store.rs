@@ -108,8 +108,10 @@ impl LedgerStore {
             let path = path.display().to_string();
             return Err(StoreError::Moved { path, to });
         }
-        let ledger_id = sqlite::secret(file.inner(), "ledger_id")?;
-        let log_hash_key = sqlite::secret(file.inner(), "log_hash_key")?;
+        let secrets = Secrets {
+            ledger_id: sqlite::secret(file.inner(), "ledger_id")?,
+            log_hash_key: sqlite::secret(file.inner(), "log_hash_key")?,
+        };
         let connection = Connection::Sqlite(file);
         let rules = Rules::of(&sources, &destinations);
         let mut ledger = Ledger::new(connection, sources, destinations, routes)?;
@@ -117,13 +119,7 @@ impl LedgerStore {
         ledger.begin_term()?;
         ledger.commit()?;
         let database = Database::Sqlite(path.into());
-        Self::start(
-            ledger,
-            database,
-            rules,
-            [ledger_id, log_hash_key],
-            Some(lock),
-        )
+        Self::start(ledger, database, rules, secrets, Some(lock))
     }
 
     /// Opens the ledger in a PostgreSQL database, as `postgres://user:password@host/database`, and brings
@@ -142,7 +138,6 @@ impl LedgerStore {
         let rules = Rules::of(&sources, &destinations);
         let ledger = Ledger::new(connection, sources, destinations, routes)?;
         let database = Database::Postgres(Box::new(url.clone()));
-        let secrets = [secrets.ledger_id, secrets.log_hash_key];
         Self::start(ledger, database, rules, secrets, None)
     }
 
@@ -150,7 +145,7 @@ impl LedgerStore {
         ledger: Ledger,
         database: Database,
         rules: Rules,
-        [ledger_id, log_hash_key]: [[u8; 32]; 2],
+        secrets: Secrets,
         lock: Option<File>,
     ) -> Result<Self, StoreError> {
         let io = |source| StoreError::Io {
@@ -172,8 +167,8 @@ impl LedgerStore {
             on_leave: rules.on_leave,
             identified_by: Arc::new(rules.identified_by),
             refusals,
-            ledger_id: sqlite::hex(&ledger_id[..8]),
-            log_hash_key,
+            ledger_id: sqlite::hex(&secrets.ledger_id[..8]),
+            log_hash_key: secrets.log_hash_key,
             terms: CancellationToken::new(),
             _lock: lock,
         })
@@ -193,11 +188,7 @@ impl LedgerStore {
         R: Send + 'static,
         F: FnOnce(&mut Ledger) -> Result<R, StoreError> + Send + 'static,
     {
-        let job = move |ledger: &mut Ledger| {
-            ledger.must_lead()?;
-            job(ledger)
-        };
-        self.work.write(Urgency::Work, job, |_, _| {}).await
+        self.write(Ledger::must_lead, job, |_, _| {}).await
     }
 
     /// What an operator orders, whoever folds and delivers.
@@ -206,11 +197,26 @@ impl LedgerStore {
         R: Send + 'static,
         F: FnOnce(&mut Ledger) -> Result<R, StoreError> + Send + 'static,
     {
+        self.write(Ledger::visit, job, |_, _| {}).await
+    }
+
+    /// Runs a job for which `enter` made the ledger ready.
+    async fn write<R, J, C>(
+        &self,
+        enter: fn(&mut Ledger) -> Result<(), StoreError>,
+        job: J,
+        confirmed: C,
+    ) -> Result<R, StoreError>
+    where
+        R: Send + 'static,
+        J: FnOnce(&mut Ledger) -> Result<R, StoreError> + Send + 'static,
+        C: FnOnce(&mut Ledger, &R) + Send + 'static,
+    {
         let job = move |ledger: &mut Ledger| {
-            ledger.visit()?;
+            enter(ledger)?;
             job(ledger)
         };
-        self.work.write(Urgency::Work, job, |_, _| {}).await
+        self.work.write(Urgency::Work, job, confirmed).await
     }
 
     /// A statement that depends on nothing else.
@@ -460,11 +466,9 @@ impl Store for LedgerStore {
             .map(|settlement| Arc::clone(&settlement.claim.identifier))
             .collect();
         let exchanged = self
-            .work
             .write(
-                Urgency::Work,
+                Ledger::must_lead,
                 move |ledger| {
-                    ledger.must_lead()?;
                     let destination = ledger.destination(&name)?;
                     let claims =
                         ledger.exchange(destination, &settle, after.as_deref(), limit, now)?;
@@ -713,6 +717,12 @@ impl Drop for LedgerStore {
     fn drop(&mut self) {
         self.terms.cancel();
     }
+}
+
+/// Who a ledger is, and the key of its log.
+pub(super) struct Secrets {
+    pub(super) ledger_id: [u8; 32],
+    pub(super) log_hash_key: [u8; 32],
 }
 
 /// What the store knows of the settings beside the ledger.

@@ -45,6 +45,7 @@ mod sqlite;
 mod term;
 mod terms;
 mod views;
+mod worker;
 mod writer;
 
 pub use backup::{BackedUp, BackupError, back_up};
@@ -56,6 +57,7 @@ pub use ledger_store::LedgerStore;
 pub use moving::{Compared, MoveError, MoveProgress, Moved, move_ledger, take_back};
 pub use place::Database;
 pub use postgres_url::PostgresUrl;
+pub use readers::MOST_CONNECTIONS;
 pub use resyncs::{ResyncOrder, ResyncRoom, ResyncScope, ResyncStep, ResyncView};
 pub use rules::{DestinationRules, SourceRules};
 pub use session::{

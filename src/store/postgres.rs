@@ -1,6 +1,7 @@
 //! The ledger's database in PostgreSQL: its address, its schema, its secrets.
 
 use super::database::{Connection, OptionalRow, Postgres, params};
+use super::ledger_store::Secrets;
 use super::moving::{self, MoveError};
 use super::sqlite::hex;
 use super::{PostgresUrl, StoreError};
@@ -22,14 +23,8 @@ const MIGRATIONS: [Migration; 1] = [Migration {
 /// Whoever brings the schema up to date holds this lock: replicas may start at once.
 const MIGRATION_LOCK: i64 = 0x636f_686f_7274_0001;
 
-/// Who a ledger is, and the key of its log.
-pub struct Secrets {
-    pub ledger_id: [u8; 32],
-    pub log_hash_key: [u8; 32],
-}
-
 /// Connects, brings the schema up to date, and gives a new ledger its secrets.
-pub fn open(url: &PostgresUrl) -> Result<(Connection, Secrets), StoreError> {
+pub(super) fn open(url: &PostgresUrl) -> Result<(Connection, Secrets), StoreError> {
     prepared(url, |connection| {
         if moving::is_unfinished(connection)? {
             return Err(StoreError::Unfinished(url.place()));

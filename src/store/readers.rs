@@ -10,8 +10,11 @@ use super::{Database, StoreError};
 /// Idle connections kept open.
 const IDLE: usize = 2;
 
-/// Connections to a server at most: with the two that write there are five a replica.
+/// Connections that read from a server at most.
 const MOST_TO_SERVER: usize = 3;
+
+/// Connections to a PostgreSQL server that a process has at most: two that write, and those that read.
+pub const MOST_CONNECTIONS: usize = 2 + MOST_TO_SERVER;
 
 /// A pool; clones share it.
 #[derive(Clone)]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::database::Connection;
 use super::ledger::lease::LEASE;
 use super::ledger::state::Ledger;
 use super::readers::Readers;
@@ -50,8 +51,20 @@ pub async fn lead(
             ));
             return Ok(term);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        // Without a turn of its own, which whoever leads would have to wait for.
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if readers.read(is_free).await? {
+                break;
+            }
+        }
     }
+}
+
+/// Whether nobody leads, or has for too long not said so.
+fn is_free(connection: &Connection) -> Result<bool, StoreError> {
+    let free = "SELECT token IS NULL OR expires_at < clock_timestamp() FROM lease";
+    Ok(connection.query_row(free, (), |row| row.get(0))?)
 }
 
 /// Keeps a term until it is over, however long the database takes to answer.

@@ -5,13 +5,13 @@
 //! `fsync`. Pages go first, so that the front door's time does not depend on the fold.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::database::Connection;
 use super::ledger::state::Ledger;
+use super::worker::{Queue, Worker};
 use crate::store::StoreError;
 
 /// Work that waits longer than this for company delays an answer; below it the `fsync` dominates.
@@ -35,37 +35,6 @@ type Job = Box<dyn FnOnce(Result<&mut Ledger, &StoreError>) -> Reply + Send>;
 struct Waiting {
     pages: VecDeque<Job>,
     work: VecDeque<Job>,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
-    arrived: Condvar,
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // A job that panics does so outside the lock; the queue itself is always whole.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next job; waits for one, and is `None` once closed and empty.
-    fn take(&self) -> Option<Job> {
-        let mut waiting = self.lock();
-        loop {
-            if let Some(job) = waiting.next() {
-                return Some(job);
-            }
-            if waiting.closed {
-                return None;
-            }
-            waiting = self
-                .arrived
-                .wait(waiting)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
 }
 
 impl Waiting {
@@ -75,26 +44,12 @@ impl Waiting {
 }
 
 /// A handle to the writing thread.
-pub struct Writer {
-    queue: Arc<Queue>,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
-}
+pub struct Writer(Worker<Waiting>);
 
 impl Writer {
     /// Starts the thread.
     pub fn start(ledger: Ledger) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::default());
-        let theirs = Arc::clone(&queue);
-        let thread = std::thread::Builder::new()
-            .name("ledger-writer".into())
-            .spawn(move || {
-                let _end = EndWithThread;
-                run(ledger, &theirs);
-            })?;
-        Ok(Writer {
-            queue,
-            thread: Mutex::new(Some(thread)),
-        })
+        Worker::start("ledger-writer", move |queue| run(ledger, queue)).map(Writer)
     }
 
     /// Runs `job` in a transaction and returns once that is durable.
@@ -148,57 +103,21 @@ impl Writer {
                 let _ = answer.send(result);
             })
         });
-        {
-            let mut waiting = self.queue.lock();
-            if waiting.closed {
-                return answered;
-            }
-            match urgency {
-                Urgency::Page => waiting.pages.push_back(job),
-                Urgency::Work => waiting.work.push_back(job),
-            }
-        }
-        self.queue.arrived.notify_one();
+        self.0.order(|waiting| match urgency {
+            Urgency::Page => waiting.pages.push_back(job),
+            Urgency::Work => waiting.work.push_back(job),
+        });
         answered
     }
 
     /// Finishes what waits and ends the thread.
     pub fn close(&self) {
-        self.queue.lock().closed = true;
-        self.queue.arrived.notify_one();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread {
-            // A panic there was reported by its hook.
-            let _ = thread.join();
-        }
+        self.0.close();
     }
 }
 
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// Ends the process where a writing thread panics: nothing could be written any more, and a restart,
-/// which is safe at any moment, mends what this cannot.
-pub(super) struct EndWithThread;
-
-impl Drop for EndWithThread {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            tracing::error!("the ledger's writer panicked: the process ends");
-            std::process::abort();
-        }
-    }
-}
-
-fn run(mut ledger: Ledger, queue: &Queue) {
-    while let Some(first) = queue.take() {
+fn run(mut ledger: Ledger, queue: &Queue<Waiting>) {
+    while let Some(first) = queue.take(Waiting::next) {
         let (replies, outcome) = transaction(&mut ledger, first, queue);
         for reply in replies {
             reply(&mut ledger, outcome.as_ref().map(|_| ()));
@@ -215,7 +134,7 @@ fn run(mut ledger: Ledger, queue: &Queue) {
 fn transaction(
     ledger: &mut Ledger,
     first: Job,
-    queue: &Queue,
+    queue: &Queue<Waiting>,
 ) -> (Vec<Reply>, Result<(), StoreError>) {
     if let Err(error) = ledger.begin() {
         return (vec![first(Err(&error))], Err(error));
@@ -233,7 +152,7 @@ fn transaction(
     }
     // A transaction may be given up; what ran after that would stand alone.
     while ledger.connection.is_in_transaction() && start.elapsed() < TRANSACTION_BUDGET {
-        let Some(job) = queue.lock().next() else {
+        let Some(job) = queue.take_now(Waiting::next) else {
             break;
         };
         replies.push(job(Ok(ledger)));

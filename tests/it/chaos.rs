@@ -3,6 +3,7 @@
 //! Short by default. `TEST_CHAOS_SECONDS=300` has replicas killed and stopped for that long, and
 //! everything else done as often as fits; with `--nocapture` each test prints what it measured.
 
+mod connections;
 mod database;
 mod durability;
 mod inbox;

@@ -225,7 +225,7 @@ fn the_urls_shown_are_of_the_role_that_is_made() {
 #[test]
 fn the_connections_counted_are_enough_for_all_replicas() {
     /// What a replica takes at most.
-    const EACH: u64 = 5;
+    const EACH: u64 = cohort_bridge::store::MOST_CONNECTIONS as u64;
 
     let readme = text_of("deploy/README.md");
     let readme: Vec<&str> = readme.split_whitespace().collect();

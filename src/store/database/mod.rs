@@ -88,37 +88,32 @@ impl From<DatabaseError> for StoreError {
 
 /// Parameters of a statement.
 pub(super) trait Params {
-    /// Calls `with` with each of them, in order.
-    fn all(&self) -> Vec<Value<'_>>;
+    /// Each of them, in order.
+    fn values(&self) -> impl Iterator<Item = Value<'_>>;
 }
 
 impl Params for &[&dyn ToValue] {
-    fn all(&self) -> Vec<Value<'_>> {
-        self.iter().map(|value| value.to_value()).collect()
+    fn values(&self) -> impl Iterator<Item = Value<'_>> {
+        self.iter().map(|value| value.to_value())
     }
 }
 
 impl<T: ToValue, const N: usize> Params for [T; N] {
-    fn all(&self) -> Vec<Value<'_>> {
-        self.iter().map(ToValue::to_value).collect()
+    fn values(&self) -> impl Iterator<Item = Value<'_>> {
+        self.iter().map(ToValue::to_value)
     }
 }
 
 impl Params for &[Value<'_>] {
-    fn all(&self) -> Vec<Value<'_>> {
-        self.to_vec()
+    fn values(&self) -> impl Iterator<Item = Value<'_>> {
+        self.iter().copied()
     }
-}
-
-/// What [`Connection::each_of`] returns where nothing is to be read.
-pub(super) fn nothing(_: &Row<'_>) -> Result<(), StoreError> {
-    Ok(())
 }
 
 /// No parameters.
 impl Params for () {
-    fn all(&self) -> Vec<Value<'_>> {
-        Vec::new()
+    fn values(&self) -> impl Iterator<Item = Value<'_>> {
+        std::iter::empty()
     }
 }
 
@@ -160,15 +155,15 @@ impl Connection {
         self.prepare_cached(sql)?.query_row(params, read)
     }
 
-    /// Runs a statement for each of many rows, and reads what it returns for any of them, in no order.
-    /// PostgreSQL runs it once, with all rows joined to its table: so none of them may see what it does
-    /// for another, and an aggregate is that of all of them.
+    /// Runs a statement over one table for each of many rows, and reads what it finds or returns, in no
+    /// order, with the place of the row that it was for. PostgreSQL runs it once, with all rows joined to
+    /// the table: so none of them may see what it does for another, and it can have no aggregates.
     pub(super) fn each_of<T, E: From<DatabaseError>, const VALUES: usize>(
         &self,
         sql: &str,
         rows: &[T],
         values: impl for<'a> Fn(&'a T) -> [Value<'a>; VALUES],
-        mut read: impl FnMut(&Row<'_>) -> Result<(), E>,
+        mut read: impl FnMut(usize, &Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         if rows.is_empty() {
             return Ok(());
@@ -176,8 +171,8 @@ impl Connection {
         match self {
             Connection::Sqlite(_) => {
                 let mut statement = self.prepare_cached(sql)?;
-                for row in rows {
-                    statement.scan(&values(row)[..], |row| read(row).map(|()| true))?;
+                for (at, row) in rows.iter().enumerate() {
+                    statement.scan(values(row), |row| read(at, row).map(|()| true))?;
                 }
                 Ok(())
             }
@@ -185,7 +180,10 @@ impl Connection {
                 let columns = sets::columns(rows.iter().map(values));
                 let sql = sets::joined(&postgres::translated(sql), &columns);
                 let values: Vec<_> = columns.iter().map(Value::Set).collect();
-                postgres.scan(&sql, &values, &mut |row| read(row).map(|()| true))
+                postgres.scan(&sql, &values, &mut |row| {
+                    let place: usize = row.last()?;
+                    read(place - 1, row).map(|()| true)
+                })
             }
         }
     }
@@ -262,13 +260,13 @@ impl Connection {
 impl Statement<'_> {
     /// Runs it; returns how many rows it wrote.
     pub(super) fn execute(&mut self, params: impl Params) -> Result<usize, DatabaseError> {
-        let values = params.all();
         match self {
             Statement::Sqlite(statement) => {
-                bind(statement, &values)?;
+                bind(statement, &params)?;
                 Ok(statement.raw_execute()?)
             }
             Statement::Postgres(postgres, sql) => {
+                let values: Vec<_> = params.values().collect();
                 let rows = postgres.execute(sql, &values)?;
                 Ok(usize::try_from(rows).unwrap_or(usize::MAX))
             }
@@ -319,10 +317,9 @@ impl Statement<'_> {
         params: impl Params,
         mut read: impl FnMut(&Row<'_>) -> Result<bool, E>,
     ) -> Result<(), E> {
-        let values = params.all();
         match self {
             Statement::Sqlite(statement) => {
-                bind(statement, &values)?;
+                bind(statement, &params)?;
                 let mut rows = statement.raw_query();
                 while let Some(row) = rows.next().map_err(DatabaseError::from)? {
                     if !read(&Row::Sqlite(row))? {
@@ -331,18 +328,26 @@ impl Statement<'_> {
                 }
                 Ok(())
             }
-            Statement::Postgres(postgres, sql) => postgres.scan(sql, &values, &mut read),
+            Statement::Postgres(postgres, sql) => {
+                let values: Vec<_> = params.values().collect();
+                postgres.scan(sql, &values, &mut read)
+            }
         }
     }
 }
 
 fn bind(
     statement: &mut rusqlite::Statement<'_>,
-    values: &[Value<'_>],
+    params: &impl Params,
 ) -> Result<(), DatabaseError> {
-    for (index, value) in (1..).zip(values) {
+    for (index, value) in (1..).zip(params.values()) {
         statement.raw_bind_parameter(index, value)?;
     }
+    Ok(())
+}
+
+/// Of [`Connection::each_of`], where nothing is to be read.
+pub(super) fn nothing(_: usize, _: &Row<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 

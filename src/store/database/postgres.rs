@@ -176,8 +176,10 @@ impl Postgres {
         );
         let found = self.wait_for(async |client| client.simple_query(&sql).await);
         let found = found.inspect_err(|_| {
-            // Where even that fails, the connection is lost.
-            let _ = self.batch("ROLLBACK");
+            if !self.is_lost() {
+                // Where even that fails, it is.
+                let _ = self.batch("ROLLBACK");
+            }
         })?;
         self.in_transaction.set(true);
         let row = found.iter().find_map(|message| match message {
@@ -382,6 +384,10 @@ mod tests {
             (
                 "SELECT 1 FROM pending p INDEXED BY pending_resync\n     ON p.x IN (?1, -?1)",
                 "SELECT 1 FROM pending p \n     ON p.x IN ($1, -$1)",
+            ),
+            (
+                "SELECT 1 FROM a CROSS JOIN b ON b.x = a.x AND b.y = ?1",
+                "SELECT 1 FROM a JOIN b ON b.x = a.x AND b.y = $1",
             ),
             ("INSERT INTO t VALUES (?1)", "INSERT INTO t VALUES ($1)"),
         ] {

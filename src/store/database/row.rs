@@ -43,6 +43,15 @@ impl Row<'_> {
         }
     }
 
+    /// Reads the last column.
+    pub fn last<T: FromCell>(&self) -> Result<T, DatabaseError> {
+        let columns = match self {
+            Row::Sqlite(row) => row.as_ref().column_count(),
+            Row::Postgres(row) => row.len(),
+        };
+        self.get(columns - 1)
+    }
+
     fn cell(&self, column: usize) -> Result<Cell<'_>, DatabaseError> {
         match self {
             Row::Sqlite(row) => Ok(match row.get_ref(column)? {

@@ -43,18 +43,34 @@ pub fn unnest(columns: &[Column<'_>], first: usize) -> String {
 }
 
 /// A statement over one table, in PostgreSQL's words, that is run for all rows at once: `$2` is their
-/// second column.
+/// second column. Where it finds or returns anything, the last column is the place of the row that it
+/// was for, from 1 on.
 pub fn joined(sql: &str, columns: &[Column<'_>]) -> String {
-    let names: Vec<_> = (1..=columns.len()).map(|at| format!("row_{at}")).collect();
-    let rows = format!("{} AS rows ({})", unnest(columns, 1), names.join(", "));
-    let (before, after) = sql.split_once(" WHERE ").unwrap_or((sql, "TRUE"));
-    let by_name = |part: &str| part.replace('$', "rows.row_");
-    let join = match sql.split_whitespace().next() {
-        Some("DELETE") => " USING ",
-        Some("UPDATE") => " FROM ",
-        _ => ", ",
+    const PLACE: &str = ", rows.place";
+    let names: String = (1..=columns.len())
+        .map(|at| format!("row_{at}, "))
+        .collect();
+    let rows = format!(
+        "{} WITH ORDINALITY AS rows ({names}place)",
+        unnest(columns, 1)
+    );
+    let sql = sql.replace('$', "rows.row_");
+    let (before, after) = sql.split_once(" WHERE ").unwrap_or((&sql, "TRUE"));
+    let place = if after.contains(" RETURNING ") {
+        PLACE
+    } else {
+        ""
     };
-    format!("{}{join}{rows} WHERE {}", by_name(before), by_name(after))
+    match before.split_once(" FROM ") {
+        _ if before.starts_with("UPDATE ") => {
+            format!("{before} FROM {rows} WHERE {after}{place}")
+        }
+        Some(("DELETE", table)) => {
+            format!("DELETE FROM {table} USING {rows} WHERE {after}{place}")
+        }
+        Some((found, table)) => format!("{found}{PLACE} FROM {table}, {rows} WHERE {after}"),
+        None => unreachable!("{sql} is over no table"),
+    }
 }
 
 impl<'a> Column<'a> {
@@ -125,12 +141,12 @@ mod tests {
     fn a_statement_is_joined_to_all_rows() {
         let rows = [[Value::from(1), Value::from("a")]; 2];
         let columns = columns(rows.into_iter());
-        let rows = "unnest($1::int8[], $2::text[]) AS rows (row_1, row_2)";
+        let rows = "unnest($1::int8[], $2::text[]) WITH ORDINALITY AS rows (row_1, row_2, place)";
         for (one, all) in [
             (
                 "DELETE FROM t WHERE a = $1 AND b = $2 RETURNING c",
                 format!(
-                    "DELETE FROM t USING {rows} WHERE a = rows.row_1 AND b = rows.row_2 RETURNING c"
+                    "DELETE FROM t USING {rows} WHERE a = rows.row_1 AND b = rows.row_2 RETURNING c, rows.place"
                 ),
             ),
             (
@@ -139,7 +155,9 @@ mod tests {
             ),
             (
                 "SELECT c FROM t WHERE a = $1 AND b = $2",
-                format!("SELECT c FROM t, {rows} WHERE a = rows.row_1 AND b = rows.row_2"),
+                format!(
+                    "SELECT c, rows.place FROM t, {rows} WHERE a = rows.row_1 AND b = rows.row_2"
+                ),
             ),
         ] {
             assert_eq!(joined(one, &columns), all);

@@ -1,8 +1,6 @@
 //! Making a whole session true: who is a member, and what each destination therefore does not
 //! know yet.
 
-use crate::store::database::{BEHIND_ALL, Connection, OptionalRow, nothing, params};
-use std::collections::HashMap;
 use std::iter::Peekable;
 use std::sync::LazyLock;
 
@@ -13,6 +11,7 @@ use crate::clock::Millis;
 use crate::layers::Mark;
 use crate::roster::PersonHash;
 use crate::sorted::Item;
+use crate::store::database::{BEHIND_ALL, Connection, OptionalRow, nothing, params};
 use crate::store::{Applied, Chunk, ChunkLayer, CohortRef, Counted, Effect, StoreError};
 
 /// Rows of the ledger that one chunk may look at. Replacing ten million by nobody must not become
@@ -25,8 +24,7 @@ const RANGE: &str = "SELECT identifier, person, standing FROM member
      ORDER BY identifier, person LIMIT ?4";
 
 /// The people behind one identifier.
-const BEHIND: &str =
-    "SELECT identifier, person, standing FROM member WHERE cohort = ?1 AND identifier = ?2";
+const BEHIND: &str = "SELECT person, standing FROM member WHERE cohort = ?1 AND identifier = ?2";
 
 /// New people.
 static INSERT_MEMBERS: LazyLock<Insert<4>> =
@@ -217,31 +215,27 @@ pub(super) fn people_behind(
     identifier: &str,
 ) -> Result<Vec<Person>, StoreError> {
     let mut known = behind_each(connection, cohort, &[identifier])?;
-    Ok(known.remove(identifier).unwrap_or_default())
+    Ok(known.pop().unwrap_or_default())
 }
 
-/// The same of each of many identifiers, none of them twice.
+/// The same of each of many identifiers.
 fn behind_each(
     connection: &Connection,
     cohort: CohortRef,
     identifiers: &[&str],
-) -> Result<HashMap<String, Vec<Person>>, StoreError> {
-    let mut known: HashMap<String, Vec<Person>> = HashMap::new();
+) -> Result<Vec<Vec<Person>>, StoreError> {
+    let mut known: Vec<Vec<Person>> = identifiers.iter().map(|_| Vec::new()).collect();
     connection.each_of(
         BEHIND,
         identifiers,
         |identifier| [cohort.0.into(), (*identifier).into()],
-        |row| {
-            let person = person_from(row.blob(1)?);
-            let person = Person::known(person, Standing::from_stored(row.get(2)?));
-            match known.get_mut(row.text(0)?) {
-                Some(people) => people.push(person),
-                None => drop(known.insert(row.get(0)?, vec![person])),
-            }
+        |at, row| {
+            let person = person_from(row.blob(0)?);
+            known[at].push(Person::known(person, Standing::from_stored(row.get(1)?)));
             Ok::<_, StoreError>(())
         },
     )?;
-    for people in known.values_mut() {
+    for people in &mut known {
         people.sort_by_key(|person| person.person);
     }
     Ok(known)
@@ -424,16 +418,14 @@ impl Work<'_> {
         let chunk = self.chunk;
         let mut named: Vec<&str> = chunk.people.iter().map(|item| item.identifier).collect();
         named.dedup();
-        let mut known = behind_each(self.connection, chunk.cohort, &named)?;
+        let known = behind_each(self.connection, chunk.cohort, &named)?;
         let mut items = chunk.people.iter().peekable();
-        while let Some(item) = items.next() {
-            self.people
-                .extend(known.remove(item.identifier).unwrap_or_default());
-            self.name_or_stand_in(item)?;
-            while let Some(same) = items.next_if(|next| next.identifier == item.identifier) {
-                self.name_or_stand_in(same)?;
+        for (identifier, people) in named.into_iter().zip(known) {
+            self.people.extend(people);
+            while let Some(item) = items.next_if(|next| next.identifier == identifier) {
+                self.name_or_stand_in(item)?;
             }
-            self.end_identifier(item.identifier)?;
+            self.end_identifier(identifier)?;
         }
         Ok(())
     }

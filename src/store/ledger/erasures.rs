@@ -1,7 +1,6 @@
 //! People whom an operator wants erased: from the pages that wait, from the ledger, and from what
 //! each destination does not know yet.
 
-use crate::store::database::{OptionalRow, may_exist, params};
 use std::collections::BTreeSet;
 
 use super::apply::{Changes, people_behind};
@@ -12,6 +11,7 @@ use super::state::{Ledger, settled};
 use crate::clock::Millis;
 use crate::cohort::{Target, Told, Wanted};
 use crate::roster::Roster;
+use crate::store::database::{OptionalRow, may_exist, params};
 use crate::store::{CohortRef, StoreError, TraitRef};
 
 /// Pages looked through for a person at a time.

@@ -1,6 +1,5 @@
 //! Delivery's half of the ledger: settle the calls that ended, claim the identities that are due.
 
-use crate::store::database::nothing;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use super::sweep::{Row, Swept};
 use crate::backoff::is_due;
 use crate::clock::Millis;
 use crate::cohort::Target;
+use crate::store::database::nothing;
 use crate::store::{Claim, ClaimedTrait, Claims, Settlement, StoreError, TraitRef};
 
 /// The earlier of two times, where there are any.

@@ -19,7 +19,6 @@
 //! A row leaves the index with its deletion. That it is being called for is not written down there:
 //! whoever is under way is passed over, and is on the lane still when the process is killed.
 
-use crate::store::database::{OptionalRow, params};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -28,6 +27,7 @@ use super::sweep::Row;
 use crate::backoff::is_due;
 use crate::clock::Millis;
 use crate::cohort::Wanted;
+use crate::store::database::{OptionalRow, params};
 use crate::store::{SessionRef, StoreError, TraitRef};
 
 /// Joins of a trait that are pending at most while every new one enters the lane: a minute or two of
@@ -285,9 +285,8 @@ impl Ledger {
             if candidates.is_empty() {
                 break;
             }
-            let mut rows = self.rows_of(queue.destination, &candidates)?;
-            for identifier in candidates {
-                let of_identity = rows.remove(&*identifier).unwrap_or_default();
+            let rows = self.rows_of(queue.destination, &candidates)?;
+            for (identifier, of_identity) in candidates.into_iter().zip(rows) {
                 if of_identity.iter().any(|row| is_due(row.due_at, queue.now)) {
                     express.identifiers.insert(Arc::clone(&identifier));
                     express.found.push((identifier, of_identity));

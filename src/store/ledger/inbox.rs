@@ -1,5 +1,7 @@
 //! The inbox: pages written down, and taken in order into their sessions.
 
+use std::sync::LazyLock;
+
 use super::cohorts::CohortKey;
 use super::state::Ledger;
 use crate::clock::Millis;
@@ -9,7 +11,6 @@ use crate::roster::Roster;
 use crate::session::{Fingerprint, State};
 use crate::store::database::{DatabaseError, OptionalRow, Row, ToValue, Value};
 use crate::store::{Assembled, CohortRef, Effect, StoreError};
-use std::sync::LazyLock;
 
 /// A page on its way into the inbox, in the form in which it lies there.
 pub struct InboxPage {

@@ -6,13 +6,13 @@
 //! knows nothing from before, and says afterwards that something changed. So a leader that stood still
 //! for longer than the lease finds another token, and can settle nothing.
 
-use crate::store::database::{Connection, OptionalRow, Value, params};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::state::Ledger;
 use crate::store::StoreError;
+use crate::store::database::{Connection, OptionalRow, Value, params};
 use crate::store::sqlite::hex;
 
 /// For how long a term is given, and given again while it lasts.
@@ -83,7 +83,7 @@ impl Ledger {
     }
 
     /// Fails where the transaction is not the leader's.
-    pub fn must_lead(&self) -> Result<(), StoreError> {
+    pub fn must_lead(&mut self) -> Result<(), StoreError> {
         if !self.connection.is_shared() || self.lease.is_leaders {
             Ok(())
         } else {

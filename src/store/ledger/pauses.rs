@@ -11,7 +11,6 @@
 //!
 //! A paused destination keeps its rows where they are: nobody claims for it.
 
-use crate::store::database::{BEHIND_ALL, Connection, OptionalRow, params};
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::state::Ledger;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, Wanted};
+use crate::store::database::{BEHIND_ALL, Connection, OptionalRow, params};
 use crate::store::{CohortRef, StoreError, TraitRef};
 
 const PARKING: i64 = 1;

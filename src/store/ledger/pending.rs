@@ -1,7 +1,6 @@
 //! What a destination does not know yet, as changes of membership make it.
 
-use crate::store::database::{Value, nothing, params};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use super::apply::Changes;
@@ -10,6 +9,7 @@ use super::rows::Insert;
 use super::state::{Ledger, settled, told_from, told_stored, wanted_from, wanted_stored};
 use crate::clock::Millis;
 use crate::cohort::{OnLeave, Target, Told, Wanted};
+use crate::store::database::{Value, nothing, params};
 use crate::store::{StoreError, TraitRef};
 
 /// What most of a first sync is inserted with.
@@ -40,17 +40,14 @@ impl Ledger {
             .exists([id])?;
         let has_strangers = self.has_strangers(id, number)?;
         // Of whom nothing was known there is nothing to look up.
-        let known: Vec<&str> = changes
-            .traits()
-            .filter(|(_, change)| has_strangers || change.was.is_some())
-            .map(|(identifier, _)| identifier)
-            .collect();
-        let mut held_rows = self.pending_rows(id, &known, number)?;
-        let mut dead_rows = HashMap::new();
-        if has_dead {
-            let everybody: Vec<&str> = changes.traits().map(|(identifier, _)| identifier).collect();
-            dead_rows = self.take_all_dead(id, &everybody, number)?;
-        }
+        let may_be_held = |change: Change| has_strangers || change.was.is_some();
+        let named = |is_asked: &dyn Fn(Change) -> bool| -> Vec<&str> {
+            let asked = changes.traits().filter(|(_, change)| is_asked(*change));
+            asked.map(|(identifier, _)| identifier).collect()
+        };
+        let held_rows = self.pending_rows(id, &named(&may_be_held), number)?;
+        let dead_rows = self.take_all_dead(id, &named(&|_| has_dead), number)?;
+        let (mut held_rows, mut dead_rows) = (held_rows.into_iter(), dead_rows.into_iter());
         let joins = changes
             .traits()
             .filter(|(_, change)| change.now.is_some_and(Standing::is_wanted));
@@ -61,8 +58,12 @@ impl Ledger {
         let mut again = Vec::new();
         for (identifier, change) in changes.traits() {
             let wanted = Wanted::of(change.now.is_some_and(Standing::is_wanted));
-            let dead = dead_rows.remove(identifier);
-            match held_rows.remove(identifier) {
+            let dead = dead_rows.next().flatten();
+            let held = match may_be_held(change) {
+                true => held_rows.next().flatten(),
+                false => None,
+            };
+            match held {
                 Some(held) => again.push(Again {
                     identifier,
                     number,
@@ -179,7 +180,7 @@ impl Ledger {
         number: TraitRef,
     ) -> Result<Option<Held>, StoreError> {
         let mut rows = self.pending_rows(destination, &[identifier], number)?;
-        Ok(rows.remove(identifier))
+        Ok(rows.pop().flatten())
     }
 
     /// What is pending of a trait of each of these people.
@@ -188,8 +189,8 @@ impl Ledger {
         destination: i64,
         identifiers: &[&str],
         number: TraitRef,
-    ) -> Result<HashMap<String, Held>, StoreError> {
-        let mut rows = HashMap::new();
+    ) -> Result<Vec<Option<Held>>, StoreError> {
+        let mut rows = vec![None; identifiers.len()];
         // What is parked stands elsewhere.
         let places = match self.parking()?.knows(number) {
             true => &[destination, -destination][..],
@@ -197,18 +198,17 @@ impl Ledger {
         };
         for place in places {
             self.connection.each_of(
-                "SELECT identifier, wanted, told, since, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
+                "SELECT wanted, told, since, late_until FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3",
                 identifiers,
                 |identifier| [(*place).into(), (*identifier).into(), number.0.into()],
-                |row| {
-                    let held = Held {
+                |at, row| {
+                    rows[at] = Some(Held {
                         place: *place,
-                        wanted: wanted_from(row.get(1)?),
-                        told: told_from(row.get(2)?),
-                        since: row.get(3)?,
-                        late_until: row.get(4)?,
-                    };
-                    rows.insert(row.get(0)?, held);
+                        wanted: wanted_from(row.get(0)?),
+                        told: told_from(row.get(1)?),
+                        since: row.get(2)?,
+                        late_until: row.get(3)?,
+                    });
                     Ok::<_, StoreError>(())
                 },
             )?;
@@ -284,27 +284,26 @@ impl Ledger {
         number: TraitRef,
     ) -> Result<Option<Late>, StoreError> {
         let mut taken = self.take_all_dead(destination, &[identifier], number)?;
-        Ok(taken.remove(identifier))
+        Ok(taken.pop().flatten())
     }
 
-    /// Takes the dead letters of a trait of these people out.
+    /// Takes the dead letters of a trait of each of these people out.
     fn take_all_dead(
         &self,
         destination: i64,
         identifiers: &[&str],
         number: TraitRef,
-    ) -> Result<HashMap<String, Late>, StoreError> {
-        let mut taken = HashMap::new();
+    ) -> Result<Vec<Option<Late>>, StoreError> {
+        let mut taken = vec![None; identifiers.len()];
         self.connection.each_of(
-            "DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND trait = ?3 RETURNING identifier, sent, late_until",
+            "DELETE FROM dead_letter WHERE destination = ?1 AND identifier = ?2 AND trait = ?3 RETURNING sent, late_until",
             identifiers,
             |identifier| [destination.into(), (*identifier).into(), number.0.into()],
-            |row| {
-                let late = Late {
-                    sent: row.get(1)?,
-                    until: row.get(2)?,
-                };
-                taken.insert(row.get(0)?, late);
+            |at, row| {
+                taken[at] = Some(Late {
+                    sent: row.get(0)?,
+                    until: row.get(1)?,
+                });
                 Ok::<_, StoreError>(())
             },
         )?;

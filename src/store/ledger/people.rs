@@ -1,6 +1,5 @@
 //! People whose identifier is another property than the distinct id: who goes by which.
 
-use crate::store::database::{Connection, OptionalRow, params};
 use std::collections::BTreeSet;
 
 use super::apply::{Changes, people_behind, stored_person};
@@ -11,6 +10,7 @@ use crate::clock::Millis;
 use crate::cohort::Action;
 use crate::mixpanel::SetAside;
 use crate::roster::{Entry, PersonHash, Roster};
+use crate::store::database::{Connection, OptionalRow, params};
 use crate::store::{CohortRef, PagePeople, Recognised, SessionRef, StoreError};
 
 /// A held page.

@@ -1,6 +1,5 @@
 //! What the admin API shows, read beside the writer.
 
-use crate::store::database::{Connection, OptionalRow, may_exist, params};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use super::state::told_from;
 use crate::clock::Millis;
 use crate::cohort::{DestinationName, SourceName, Target, Told};
 use crate::mixpanel::SetAside;
+use crate::store::database::{Connection, OptionalRow, may_exist, params};
 use crate::store::{
     CohortStanding, CohortView, DeadLetter, DeliveryState, DeliveryView, FullSyncReason,
     HeldRemovals, MembershipDelivery, MembershipView, RunCounts, SessionView, StoreError,

@@ -1,6 +1,5 @@
 //! Sessions as they are held: found, superseded, filled, ended and tidied away.
 
-use crate::store::database::{OptionalRow, params};
 use std::collections::BTreeMap;
 
 use super::inbox::Waiting;
@@ -10,6 +9,7 @@ use crate::cohort::{Action, Half};
 use crate::mixpanel::PageInfo;
 use crate::run::Habits;
 use crate::session::{Fingerprint, Placement, Session, State};
+use crate::store::database::{OptionalRow, params};
 use crate::store::{CohortRef, Effect, SESSION_EXPIRES, SessionRef, StoreError};
 
 /// Pages that ended sessions still hold.

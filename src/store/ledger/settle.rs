@@ -1,14 +1,12 @@
 //! Settling calls that ended: what was proved is known, the rest is asserted again.
 
-use crate::store::database::{OptionalRow, nothing, params};
-use std::collections::HashMap;
-
 use super::exchange::soonest;
 use super::pending::{Late, Tally};
-use super::state::{Ledger, sent_bit, told_from, told_stored, wanted_from, wanted_stored};
+use super::state::{Ledger, sent_bit, told_stored, wanted_from, wanted_stored};
 use crate::backoff::is_due;
 use crate::clock::Millis;
 use crate::cohort::{Target, Told, Wanted};
+use crate::store::database::{OptionalRow, nothing, params};
 use crate::store::{ClaimedTrait, Outcome, Settlement, StoreError, TraitRef};
 use crate::unproven::Unproven;
 
@@ -22,8 +20,15 @@ enum Settled {
     Open,
 }
 
-/// Traits that are written and their rows gone: what was wanted of each, and since when it was pending.
-type Done<'a> = HashMap<(&'a str, TraitRef), (Wanted, Millis)>;
+/// Whether nothing of the call can come any more, as nearly always.
+fn ends_with(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Written {
+            may_land_late: false
+        }
+    )
+}
 
 /// What is written for all at the end.
 #[derive(Default)]
@@ -65,16 +70,22 @@ impl Ledger {
         let mut unproven = Unproven::default();
         let mut written = Vec::new();
         let mut open = Vec::new();
-        let done = self.delete_as_written(destination, settlements)?;
+        let mut done = self
+            .delete_as_written(destination, settlements)?
+            .into_iter();
         let mut later = Later::default();
         for settlement in settlements {
             let identifier = &*settlement.claim.identifier;
             let call = self.destinations[destination].in_flight.get(identifier);
             let mut more_to_do = call.is_some_and(|call| call.passed_over);
             for claimed in &settlement.claim.traits {
-                let settled = match done.get(&(identifier, claimed.number)) {
+                let done = match ends_with(&settlement.outcome) {
+                    true => done.next().flatten(),
+                    false => None,
+                };
+                let settled = match done {
                     Some((wanted, since)) => {
-                        tally.add(claimed.number, *wanted, *since, -1);
+                        tally.add(claimed.number, wanted, since, -1);
                         Settled::Done
                     }
                     None => self.settle_trait(
@@ -175,35 +186,30 @@ impl Ledger {
     }
 
     /// The short way of [`Ledger::settle_written`], for all at once: those who did not change meanwhile,
-    /// and of whom no other call may still land. Gives back what was wanted and since when their rows
-    /// were pending.
-    fn delete_as_written<'a>(
+    /// and of whom no other call may still land. Gives back, for each trait that [ends](ends_with) with
+    /// its call, what was wanted and since when its row was pending; `None` where that takes more.
+    fn delete_as_written(
         &self,
         destination: usize,
-        settlements: &'a [Settlement],
-    ) -> Result<Done<'a>, StoreError> {
+        settlements: &[Settlement],
+    ) -> Result<Vec<Option<(Wanted, Millis)>>, StoreError> {
         let state = &self.destinations[destination];
         let on_leave = state.rules.on_leave;
-        let mut known = HashMap::new();
         let mut rows = Vec::new();
-        for settlement in settlements {
-            let ends_here = matches!(
-                settlement.outcome,
-                Outcome::Written {
-                    may_land_late: false
-                }
-            );
-            for claimed in settlement.claim.traits.iter().filter(|_| ends_here) {
+        let written = settlements
+            .iter()
+            .filter(|settlement| ends_with(&settlement.outcome));
+        for settlement in written {
+            for claimed in &settlement.claim.traits {
                 let identifier = &*settlement.claim.identifier;
                 let place = self.found_at(state.id, identifier, claimed.number)?;
-                known.insert((identifier, claimed.number.0), rows.len());
                 rows.push((place, identifier, claimed));
             }
         }
-        let mut done = HashMap::with_capacity(rows.len());
+        let mut done = vec![None; rows.len()];
         self.connection.each_of(
             "DELETE FROM pending WHERE destination = ?1 AND identifier = ?2 AND trait = ?3
-             AND wanted = ?4 AND sent = ?5 AND late_until IS NULL RETURNING identifier, trait, wanted, since",
+             AND wanted = ?4 AND sent = ?5 AND late_until IS NULL RETURNING wanted, since",
             &rows,
             |(place, identifier, claimed)| {
                 [
@@ -214,12 +220,8 @@ impl Ledger {
                     sent_bit(claimed.target).into(),
                 ]
             },
-            |row| {
-                let number = row.get(1)?;
-                if let Some(at) = known.get(&(row.text(0)?, number)) {
-                    let was = (wanted_from(row.get(2)?), row.get(3)?);
-                    done.insert((rows[*at].1, TraitRef(number)), was);
-                }
+            |at, row| {
+                done[at] = Some((wanted_from(row.get(0)?), row.get(1)?));
                 Ok::<_, StoreError>(())
             },
         )?;
@@ -235,7 +237,7 @@ impl Ledger {
         let state = &self.destinations[destination];
         let mut due = None;
         self.connection.each_of(
-            "SELECT min(coalesce(due_at, since + ?3)) FROM pending WHERE destination = ?1 AND identifier = ?2",
+            "SELECT coalesce(due_at, since + ?3) FROM pending WHERE destination = ?1 AND identifier = ?2",
             identifiers,
             |identifier| {
                 [
@@ -244,7 +246,7 @@ impl Ledger {
                     state.rules.linger_ms.into(),
                 ]
             },
-            |row| {
+            |_, row| {
                 due = soonest(due, row.get(0)?);
                 Ok::<_, StoreError>(())
             },
@@ -441,7 +443,7 @@ impl Ledger {
             "UPDATE pending SET told = ?4,
                     sent = CASE WHEN ?4 IS NOT NULL AND late_until IS NULL THEN NULL ELSE sent END
              WHERE destination = ?1 AND identifier = ?2 AND trait = ?3
-             RETURNING trait, told, wanted, since",
+             RETURNING wanted, since",
             unsent,
             |unsent| {
                 [
@@ -451,9 +453,9 @@ impl Ledger {
                     told_stored(unsent.told).into(),
                 ]
             },
-            |row| {
-                let (number, told) = (TraitRef(row.get(0)?), told_from(row.get(1)?));
-                let (wanted, since) = (wanted_from(row.get(2)?), row.get(3)?);
+            |at, row| {
+                let Unsent { number, told, .. } = unsent[at];
+                let (wanted, since) = (wanted_from(row.get(0)?), row.get(1)?);
                 // The person changed back meanwhile: there is nothing left to say.
                 if !told.needs_write(Target::of(wanted, on_leave)) {
                     tally.add(number, wanted, since, -1);

@@ -1,6 +1,5 @@
 //! What the writing thread owns: the connection, and what it remembers between jobs.
 
-use crate::store::database::Connection;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use crate::clock::Millis;
 use crate::cohort::{DestinationName, OnLeave, SourceName, Target, Told, Wanted};
 use crate::route::Routes;
 use crate::session::Session;
+use crate::store::database::Connection;
 use crate::store::{CohortRef, DestinationRules, SessionRef, SourceRules, StoreError, TraitRef};
 
 /// The writer's state.

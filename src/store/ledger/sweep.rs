@@ -1,7 +1,6 @@
 //! The sweep through what is pending: which identities are due.
 
-use crate::store::database::{self, DatabaseError, params};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::exchange::soonest;
@@ -9,6 +8,7 @@ use super::state::{Ledger, sent_bit, told_from, wanted_from};
 use crate::backoff::is_due;
 use crate::clock::Millis;
 use crate::cohort::{OnLeave, Target, Told, Wanted};
+use crate::store::database::{self, DatabaseError, params};
 use crate::store::{StoreError, TraitRef};
 
 /// Rows that one claim may look at: where nearly everything waits for a later time, the sweep goes
@@ -187,33 +187,29 @@ impl Ledger {
         }
     }
 
-    /// All rows of these identities that may be called for, by trait.
+    /// All rows of each of these identities that may be called for, by trait.
     pub(super) fn rows_of(
         &self,
         destination: usize,
         identifiers: &[Arc<str>],
-    ) -> Result<HashMap<String, Vec<Row>>, StoreError> {
+    ) -> Result<Vec<Vec<Row>>, StoreError> {
         let state = &self.destinations[destination];
         let parking = self.parking()?;
-        let mut found: HashMap<String, Vec<Row>> = HashMap::new();
+        let mut found: Vec<Vec<Row>> = identifiers.iter().map(|_| Vec::new()).collect();
         self.connection.each_of(
             "SELECT identifier, trait, wanted, sent, late_until, attempts, due_at, since, told FROM pending
              WHERE destination = ?1 AND identifier = ?2",
             identifiers,
             |identifier| [state.id.into(), (&**identifier).into()],
-            |row| {
-                let identifier = row.text(0)?;
+            |at, row| {
                 let row = Row::read(row, state.rules.linger_ms)?;
                 if !parking.holds(row.number, row.wanted) {
-                    match found.get_mut(identifier) {
-                        Some(rows) => rows.push(row),
-                        None => drop(found.insert(identifier.to_owned(), vec![row])),
-                    }
+                    found[at].push(row);
                 }
                 Ok::<_, StoreError>(())
             },
         )?;
-        for rows in found.values_mut() {
+        for rows in &mut found {
             rows.sort_by_key(|row| row.number);
         }
         Ok(found)

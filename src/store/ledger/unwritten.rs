@@ -1,6 +1,5 @@
 //! What is still to be written, counted row by row beside the writer.
 
-use crate::store::database::{Connection, OptionalRow, params};
 use std::collections::HashMap;
 
 use super::read::waiting_pages;
@@ -9,6 +8,7 @@ use crate::cohort::{DestinationName, OnLeave, SourceName, Wanted};
 use crate::month::Month;
 use crate::plan::{Load, Unwritten, UnwrittenOf, UnwrittenThere};
 use crate::store::StoreError;
+use crate::store::database::{Connection, OptionalRow, params};
 
 /// What else may become pending of what the ledger holds already, but for the waiting pages.
 const UNDER_WAY: &str = "

@@ -1,7 +1,6 @@
 //! A whole session from the day it is whole until it has taken effect: what it finds, what is
 //! decided, and what it leaves behind.
 
-use crate::store::database::{DatabaseError, OptionalRow, params};
 use std::collections::BTreeMap;
 
 use super::cohorts::Book;
@@ -11,6 +10,7 @@ use super::state::Ledger;
 use crate::clock::Millis;
 use crate::cohort::{Action, Half, SourceName};
 use crate::run::{Fate, Layer, Question};
+use crate::store::database::{DatabaseError, OptionalRow, params};
 use crate::store::{
     CohortRef, Effect, FoundLayer, Judgement, MOST_LAYERS, SessionRef, StoreError, WholeSession,
     Witness,

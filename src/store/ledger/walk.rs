@@ -1,11 +1,11 @@
 //! Walking through the people of several cohorts at once, in the order of identifiers: whatever a
 //! destination should hold of somebody becomes pending together, and so costs one call.
 
-use crate::store::database::{Connection, params};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use crate::cohort::Wanted;
+use crate::store::database::{Connection, params};
 use crate::store::{CohortRef, StoreError, TraitRef};
 
 /// People of one cohort that are read at first; twice as many each time more are needed, so that of
