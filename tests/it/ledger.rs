@@ -170,21 +170,22 @@ async fn all_dead_letters_are_retried_and_dropped_however_many() {
     let bury = async || {
         let claims = ledger.claim(10_000).await.claims;
         assert_eq!(claims.len(), 5_000);
-        let settle = claims
-            .into_iter()
-            .map(|claim| Settlement {
-                claim,
-                outcome: Outcome::Dead {
-                    may_land_late: false,
-                    error: "400".into(),
-                },
-            })
-            .collect();
-        ledger
-            .store
-            .exchange(&name(), settle, None, 0, NOW)
-            .await
-            .unwrap();
+        let settle = claims.into_iter().map(|claim| Settlement {
+            claim,
+            outcome: Outcome::Dead {
+                may_land_late: false,
+                error: "400".into(),
+            },
+        });
+        let settle: Vec<_> = settle.collect();
+        // As many at a time as delivery does.
+        for some in settle.chunks(256) {
+            let destination = name();
+            let settled = ledger
+                .store
+                .exchange(&destination, some.to_vec(), None, 0, NOW);
+            settled.await.unwrap();
+        }
     };
     let counts = async || {
         let delivery = ledger.store.cohorts().await.unwrap()[0].destinations[0].clone();
