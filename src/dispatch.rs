@@ -1,10 +1,11 @@
 //! Delivery: brings what a destination was told to what is wanted.
 //!
 //! Level-triggered, as a Kubernetes controller is. A desk holds identities that were claimed in
-//! the ledger, as many as calls end for within about a second; callers take them from there, one
+//! the ledger, as many as calls end for within a tenth of a second; callers take them from there, one
 //! call an identity, or one call for many where the destination takes them in bulk; what ended is
-//! settled in the same transaction that claims more. So the cost of the ledger is shared by some
-//! hundred calls, and a kill leaves nothing that looks written and is not.
+//! settled in the same transaction that claims more. So the cost of the ledger is shared by many
+//! calls where there are many, a kill leaves nothing that looks written and is not, and little to be
+//! called for again.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
@@ -15,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::depth::Depth;
+use self::unsettled::Unsettled;
 use crate::canary::PROVE_AFTER_CALLS;
 use crate::clock::{Clock, Millis};
 use crate::config::{Destination, Kind};
@@ -36,6 +38,7 @@ mod delivery;
 mod depth;
 mod resync;
 mod split;
+mod unsettled;
 
 pub use call::ATTEMPTS;
 pub use delivery::{Delivery, Rekey};
@@ -43,9 +46,6 @@ use split::Width;
 
 /// How long to wait after the ledger failed.
 const AFTER_FAILURE: Millis = 1_000;
-
-/// Calls settled in one transaction at most, while others go on.
-const SETTLE_AT: usize = 256;
 
 /// Delivers to one destination.
 pub struct Dispatch {
@@ -104,7 +104,7 @@ struct Desk {
     /// It is filled up again when it holds no more than this.
     low: usize,
     depth: Depth,
-    ended: Vec<Settlement>,
+    unsettled: Unsettled,
     /// Whether to call.
     gate: Gate,
     /// How many times at once.
@@ -123,6 +123,7 @@ struct Desk {
 struct Before {
     is_open: bool,
     limit: usize,
+    settle_at: Option<Millis>,
 }
 
 impl Desk {
@@ -131,7 +132,7 @@ impl Desk {
             waiting: VecDeque::new(),
             low: 0,
             depth: Depth::new(kind, now),
-            ended: Vec::new(),
+            unsettled: Unsettled::default(),
             gate: Gate::new(),
             pace: Pace::new(max_in_flight),
             width: Width::new(),
@@ -172,14 +173,15 @@ impl Desk {
         Before {
             is_open: self.gate.is_open(),
             limit: self.limit(now),
+            settle_at: self.unsettled.due_at(),
         }
     }
 
     /// Leaves the first so many of what waits.
     fn give_back_beyond(&mut self, left: usize) {
         let too_many = left.min(self.waiting.len())..;
-        self.ended
-            .extend(self.waiting.drain(too_many).map(given_back));
+        self.unsettled
+            .give_back(self.waiting.drain(too_many).map(given_back));
     }
 
     /// Calls that may be under way now.
@@ -360,6 +362,6 @@ mod tests {
         let canary = true;
         desk.record(Signal::Halt { reason, canary }, 1);
         assert!(desk.waiting.is_empty());
-        assert_eq!(desk.ended.len(), 1);
+        assert_eq!(desk.unsettled.len(), 1);
     }
 }

@@ -206,7 +206,7 @@ impl Dispatch {
             desk.record(signal, now);
         }
         self.health.set_in_flight_limit(desk.pace.limit());
-        self.put_down(&mut desk, settled);
+        self.put_down(&mut desk, settled, now);
         self.tell_state(self.state(&desk.gate));
         let under_way = desk.calling;
         let next = (desk.gate.is_open()
@@ -229,6 +229,7 @@ impl Dispatch {
         self.put_down(
             &mut desk,
             left.map(|(claim, outcome)| Settlement { claim, outcome }),
+            now,
         );
         self.wake_after(desk, before, now);
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use super::{Before, Desk, Dispatch, SETTLE_AT};
+use super::{Before, Desk, Dispatch};
 use crate::backoff::delay_before;
 use crate::clock::{Millis, Stopwatch, millis};
 use crate::config::BlankEcho;
@@ -127,12 +127,17 @@ impl Dispatch {
         desk.record(signal, now);
         self.health.set_in_flight_limit(desk.pace.limit());
         self.tell_state(self.state(&desk.gate));
-        self.put_down(&mut desk, [Settlement { claim, outcome }]);
+        self.put_down(&mut desk, [Settlement { claim, outcome }], now);
         self.wake_after(desk, before, now);
     }
 
     /// Leaves what ended for the clerk.
-    pub(super) fn put_down(&self, desk: &mut Desk, ended: impl IntoIterator<Item = Settlement>) {
+    pub(super) fn put_down(
+        &self,
+        desk: &mut Desk,
+        ended: impl IntoIterator<Item = Settlement>,
+        now: Millis,
+    ) {
         // It became of them what whoever leads next makes of them.
         if self.term.is_over() {
             return;
@@ -145,14 +150,15 @@ impl Dispatch {
             if let Outcome::Written { .. } = outcome {
                 desk.unproven_calls += 1;
             }
-            desk.ended.push(settlement);
+            desk.unsettled.push(settlement, now);
         }
     }
 
     /// Wakes whom the end of a call concerns.
     pub(super) fn wake_after(&self, mut desk: MutexGuard<'_, Desk>, before: Before, now: Millis) {
         let grew = desk.limit(now) > before.limit;
-        let clerk_needed = desk.ended.len() >= SETTLE_AT
+        let clerk_needed = before.settle_at != desk.unsettled.due_at()
+            || desk.unsettled.is_enough()
             || desk.waiting.is_empty()
             || before.is_open != desk.gate.is_open();
         let proof_wanted = desk.unproven_calls >= self.prove_after_calls;

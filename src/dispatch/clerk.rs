@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::depth::{BATCH, STALE_AFTER};
-use super::{AFTER_FAILURE, Desk, Dispatch, SETTLE_AT, given_back};
+use super::{AFTER_FAILURE, Desk, Dispatch, given_back};
 use crate::clock::{Millis, millis};
 use crate::store::{Claims, Settlement};
 
@@ -125,12 +125,13 @@ impl Dispatch {
             Sweep::At(after) => after.clone(),
             Sweep::Resting(_) => None,
         };
-        let settle_now = desk.ended.len() >= SETTLE_AT || desk.waiting.is_empty();
-        if limit == 0 && (desk.ended.is_empty() || !settle_now) {
+        let settle_now =
+            desk.unsettled.is_enough() || desk.unsettled.is_due(now) || desk.waiting.is_empty();
+        if limit == 0 && (desk.unsettled.is_empty() || !settle_now) {
             return None;
         }
         Some(Errand {
-            settle: std::mem::take(&mut desk.ended),
+            settle: desk.unsettled.take(),
             after,
             limit,
             probe,
@@ -167,7 +168,7 @@ impl Dispatch {
             Err(error) => {
                 self.tell_ledger_failed(&error, "delivery waits: the ledger cannot be written");
                 clerk.not_before = now + AFTER_FAILURE;
-                self.desk().ended.extend(settle);
+                self.desk().unsettled.put_back(settle, now);
             }
         }
     }
@@ -217,7 +218,8 @@ impl Dispatch {
             self.work.notify_waiters();
         } else {
             // The gate closed while the ledger was asked.
-            desk.ended.extend(claims.claims.into_iter().map(given_back));
+            desk.unsettled
+                .give_back(claims.claims.into_iter().map(given_back));
         }
     }
 
@@ -227,7 +229,7 @@ impl Dispatch {
         let settle: Vec<_> = {
             let mut desk = self.desk();
             let waiting: Vec<_> = desk.waiting.drain(..).collect();
-            let ended = std::mem::take(&mut desk.ended);
+            let ended = desk.unsettled.take();
             ended
                 .into_iter()
                 .chain(waiting.into_iter().map(given_back))
@@ -333,6 +335,7 @@ impl Clerk {
                 .filter(|at| *at > now)
                 .into_iter()
                 .chain(lies_long)
+                .chain(desk.unsettled.due_at())
                 .min()
         } else if desk.calling > 0 {
             // The end of the probe says when to go on.

@@ -1015,3 +1015,34 @@ async fn what_was_written_is_settled_while_other_calls_hang() {
     delivery.running.abort_all();
     delivery.stop().await;
 }
+
+/// A kill would have it called for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_is_settled_soon_however_much_is_claimed() {
+    let service = spawn_app(stand_in(), |setup| setup.destination.max_in_flight = 1).await;
+    service.canary_is_done().await;
+    let record = recorded(&service, |_| Some(Fault::Hold));
+    let page = page_without_info("add_members", "c", &people("p", 300));
+    service.send(&page).await;
+    let under_way = async |calls: usize| {
+        eventually("the call is under way", async || {
+            (record.len() == calls).then_some(())
+        })
+        .await;
+        service.stand_in.held(1).await;
+    };
+    for written in 1..=20 {
+        under_way(written).await;
+        service.stand_in.release();
+        // Others wait behind it.
+        under_way(written + 1).await;
+        service.clock.advance(Duration::from_millis(20));
+        eventually("the end of the call is settled", async || {
+            (service.pending().await == 300 - written as u64).then_some(())
+        })
+        .await;
+    }
+    service.stand_in.clear_faults();
+    service.stand_in.release();
+    service.settled().await;
+}

@@ -11,6 +11,7 @@ use cohort_bridge::standin::{Fault, StandIn};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use super::rounds;
 use crate::support::eventually;
 use crate::support::pages::{key, page, people};
 use crate::support::process::Process;
@@ -23,7 +24,8 @@ const PEOPLE: usize = 60;
 /// The cohort of which every call is counted: who joins or leaves waits until the last change was
 /// delivered, so that each change is one call.
 const COUNTED: &str = "counted";
-const WAVE: usize = 150;
+/// Who joins it at once; in long tests there are enough for a share of them to be told.
+const WAVES: [usize; 2] = [150, 1_500];
 
 /// How long a page is waited for, before it is sent again; less than Mixpanel does.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -44,6 +46,7 @@ pub struct Load {
     answers: Mutex<BTreeMap<u16, u64>>,
     enough: AtomicBool,
     pages: AtomicU64,
+    wave: usize,
 }
 
 /// The senders at work.
@@ -91,6 +94,7 @@ impl Load {
             answers: Mutex::default(),
             enough: AtomicBool::new(false),
             pages: AtomicU64::new(0),
+            wave: rounds(WAVES[0], WAVES[1]),
         })
     }
 
@@ -211,7 +215,7 @@ impl Load {
             }
             let session = format!("wave-{wave}");
             let place = (COUNTED, session.as_str());
-            let joined = people(&format!("w{wave}-"), WAVE);
+            let joined = people(&format!("w{wave}-"), self.wave);
             if wave == 0 {
                 self.session(&mut dice, "members", place, &joined).await;
             } else {
@@ -287,6 +291,11 @@ impl Load {
         assert!(wrong.is_empty(), "wrong again: {wrong:?}");
     }
 
+    /// How many join the counted cohort at once.
+    pub fn wave(&self) -> u64 {
+        self.wave as u64
+    }
+
     /// Calls of the counted cohort.
     pub fn counted_calls(&self) -> u64 {
         let calls = self.stand_in.calls_by_trait();
@@ -316,14 +325,29 @@ impl Senders {
 
 /// Calls take a while, some long enough to be met by whatever goes wrong.
 pub fn slow_calls(stand_in: &StandIn, seed: u64) {
+    calls_take(stand_in, seed, |dice| {
+        let most = if dice.u8(0..20) == 0 { 100_000 } else { 5_000 };
+        Duration::from_micros(dice.u64(0..most))
+    });
+}
+
+/// Calls take as long as a small Flagsmith of one's own needs for them: with eight at a time, it takes
+/// some 130 a second.
+pub fn calls_as_on_a_small_server(stand_in: &StandIn, seed: u64) {
+    calls_take(stand_in, seed, |dice| {
+        Duration::from_millis(dice.u64(20..100))
+    });
+}
+
+fn calls_take(
+    stand_in: &StandIn,
+    seed: u64,
+    long: impl Fn(&mut fastrand::Rng) -> Duration + Send + Sync + 'static,
+) {
     let dice = Mutex::new(fastrand::Rng::with_seed(seed));
     stand_in.fault_for(move |call| {
-        if call.identifier == CANARY {
-            return None;
-        }
-        let mut dice = dice.lock().unwrap();
-        let most = if dice.u8(0..20) == 0 { 100_000 } else { 5_000 };
-        Some(Fault::Delay(Duration::from_micros(dice.u64(0..most))))
+        let is_counted = call.identifier != CANARY;
+        is_counted.then(|| Fault::Delay(long(&mut dice.lock().unwrap())))
     });
 }
 
