@@ -44,6 +44,8 @@ pub struct LedgerStore {
     /// Where pages do not wait behind other work; for PostgreSQL.
     pages: Option<Appender>,
     readers: Readers,
+    /// What is asked of a term, and said of it.
+    beside: Readers,
     on_leave: HashMap<String, OnLeave>,
     identified_by: Arc<read::IdentifiedBy>,
     refusals: Refusals,
@@ -163,6 +165,7 @@ impl LedgerStore {
         Ok(LedgerStore {
             work: Arc::new(Writer::start(ledger).map_err(io)?),
             pages,
+            beside: Readers::one(database.clone()),
             readers: Readers::new(database),
             on_leave: rules.on_leave,
             identified_by: Arc::new(rules.identified_by),
@@ -253,7 +256,7 @@ impl LedgerStore {
 #[async_trait]
 impl Store for LedgerStore {
     async fn lead(&self) -> Result<Term, StoreError> {
-        terms::lead(&self.work, &self.readers, &self.terms).await
+        terms::lead(&self.work, &self.beside, &self.terms).await
     }
 
     fn is_shared(&self) -> bool {
@@ -710,6 +713,7 @@ impl Store for LedgerStore {
         }
         self.work.close();
         self.readers.close();
+        self.beside.close();
     }
 }
 

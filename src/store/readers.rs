@@ -13,8 +13,9 @@ const IDLE: usize = 2;
 /// Connections that read from a server at most.
 const MOST_TO_SERVER: usize = 3;
 
-/// Connections to a PostgreSQL server that a process has at most: two that write, and those that read.
-pub const MOST_CONNECTIONS: usize = 2 + MOST_TO_SERVER;
+/// Connections to a PostgreSQL server that a process has at most: two that write, one that says that this
+/// process is alive, and those that read.
+pub const MOST_CONNECTIONS: usize = 3 + MOST_TO_SERVER;
 
 /// A pool; clones share it.
 #[derive(Clone)]
@@ -33,8 +34,17 @@ impl Readers {
             Database::Sqlite(_) => Semaphore::MAX_PERMITS,
             Database::Postgres(_) => MOST_TO_SERVER,
         };
+        Self::at_most(most, database)
+    }
+
+    /// A single one.
+    pub fn one(database: Database) -> Self {
+        Self::at_most(1, database)
+    }
+
+    fn at_most(connections: usize, database: Database) -> Self {
         Readers {
-            room: Arc::new(Semaphore::new(most)),
+            room: Arc::new(Semaphore::new(connections)),
             database: Arc::new(database),
             idle: Arc::new(Mutex::new(Some(Vec::new()))),
         }

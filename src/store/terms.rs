@@ -1,13 +1,11 @@
 //! Terms of a shared ledger: sought, kept, and over.
 
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::database::Connection;
-use super::ledger::lease::LEASE;
+use super::ledger::lease::{self, LEASE, Token};
 use super::ledger::state::Ledger;
 use super::readers::Readers;
 use super::writer::{Urgency, Writer};
@@ -22,16 +20,17 @@ const RENEW_EVERY: Duration = Duration::from_millis(2_500);
 /// So long before the end of the lease the term is over: what was begun until then ends within it.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Waits until this process leads.
+/// Waits until this process leads. What is asked beside the work goes by `beside`, where it waits for
+/// no transaction and for no reader.
 pub async fn lead(
-    work: &Arc<Writer>,
-    readers: &Readers,
+    work: &Writer,
+    beside: &Readers,
     store: &CancellationToken,
 ) -> Result<Term, StoreError> {
     let ended = store.child_token();
     // Who goes away while it is asked leads nothing.
     let asking = ended.clone().drop_guard();
-    if !readers.is_shared() {
+    if !beside.is_shared() {
         asking.disarm();
         return Ok(Term::new(ended).0);
     }
@@ -39,38 +38,27 @@ pub async fn lead(
         let asked_at = Instant::now();
         let token = ended.clone();
         let seek = move |ledger: &mut Ledger| ledger.seek_term(&token);
-        if work.write(Urgency::Work, seek, |_, _| {}).await? {
+        if let Some(token) = work.write(Urgency::Work, seek, |_, _| {}).await? {
             asking.disarm();
             let (term, tell) = Term::new(ended);
             term.lasts_until(asked_at + LEASE - MARGIN);
-            tokio::spawn(keep(
-                term.clone(),
-                tell,
-                Arc::downgrade(work),
-                readers.clone(),
-            ));
+            tokio::spawn(keep(term.clone(), token, tell, beside.clone()));
             return Ok(term);
         }
         // Without a turn of its own, which whoever leads would have to wait for.
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            if readers.read(is_free).await? {
+            if beside.read(lease::is_free).await? {
                 break;
             }
         }
     }
 }
 
-/// Whether nobody leads, or has for too long not said so.
-fn is_free(connection: &Connection) -> Result<bool, StoreError> {
-    let free = "SELECT token IS NULL OR expires_at < clock_timestamp() FROM lease";
-    Ok(connection.query_row(free, (), |row| row.get(0))?)
-}
-
 /// Keeps a term until it is over, however long the database takes to answer.
-async fn keep(term: Term, tell: watch::Sender<()>, work: Weak<Writer>, readers: Readers) {
+async fn keep(term: Term, token: Token, tell: watch::Sender<()>, beside: Readers) {
     tokio::select! {
-        () = renew(&term, tell, work, readers) => {}
+        () = renew(&term, token, tell, beside) => {}
         () = over(&term) => {}
     }
     term.ended().cancel();
@@ -87,26 +75,24 @@ async fn over(term: &Term) {
 }
 
 /// Renews a term for as long as anybody may, and says what is new.
-async fn renew(term: &Term, tell: watch::Sender<()>, work: Weak<Writer>, readers: Readers) {
+async fn renew(term: &Term, token: Token, tell: watch::Sender<()>, beside: Readers) {
     let mut renewed_at = Instant::now();
     let mut seen = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if renewed_at.elapsed() >= RENEW_EVERY {
-            let Some(work) = work.upgrade() else { break };
             let asked_at = Instant::now();
-            match work
-                .write(Urgency::Work, Ledger::renew_term, |_, ()| {})
-                .await
-            {
+            let renewed = beside.read(move |connection| lease::renew(connection, &token));
+            match renewed.await {
                 Ok(()) => {
                     renewed_at = asked_at;
                     term.lasts_until(asked_at + LEASE - MARGIN);
                 }
+                Err(StoreError::NotLeading) => break,
                 Err(error) => tracing::warn!(%error, "the lead could not be renewed"),
             }
         }
-        let news = readers.read(|connection| {
+        let news = beside.read(|connection| {
             let row = connection.query_row(
                 "SELECT (SELECT changes FROM lease), (SELECT coalesce(max(seq), 0) FROM inbox)",
                 (),

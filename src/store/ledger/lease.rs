@@ -4,7 +4,8 @@
 //! at a time, as with a file. The same row says who leads: whoever holds its random token folds and
 //! delivers, and may keep in memory what that needs. A transaction of anybody else is a visitor's: it
 //! knows nothing from before, and says afterwards that something changed. So a leader that stood still
-//! for longer than the lease finds another token, and can settle nothing.
+//! for longer than the lease finds another token, and can settle nothing. Until when the lease lasts is
+//! in a row of its own, which is renewed beside all of that.
 
 use std::time::Duration;
 
@@ -18,13 +19,16 @@ use crate::store::sqlite::hex;
 /// For how long a term is given, and given again while it lasts.
 pub const LEASE: Duration = Duration::from_secs(10);
 
+/// By which the ledger knows a term; random.
+pub type Token = [u8; 16];
+
 /// What a ledger knows of the lease.
 #[derive(Default)]
 pub(super) struct Lease {
     /// The term of this process, where it leads as far as it knows.
     term: Option<Held>,
     /// The token of its last one, which it need not wait for the end of.
-    former: Option<[u8; 16]>,
+    former: Option<Token>,
     /// Whether the transaction at hand is the leader's.
     is_leaders: bool,
     /// Whether a visitor's job is part of it.
@@ -32,7 +36,7 @@ pub(super) struct Lease {
 }
 
 struct Held {
-    token: [u8; 16],
+    token: Token,
     /// How often visitors had changed something when that was last looked at.
     changes: i64,
     ended: CancellationToken,
@@ -100,21 +104,23 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes the lead where nobody has it; whether that is so. Counts once the transaction is over.
-    pub fn seek_term(&mut self, ended: &CancellationToken) -> Result<bool, StoreError> {
-        let mut token = [0; 16];
+    /// Takes the lead where nobody has it, with a token of its own. Counts once the transaction is over.
+    pub fn seek_term(&mut self, ended: &CancellationToken) -> Result<Option<Token>, StoreError> {
+        let mut token = Token::default();
         getrandom::fill(&mut token).map_err(|error| StoreError::Failed(error.to_string()))?;
         let former = self.lease.former.unwrap_or_default();
         let changes = self
             .connection
             .prepare_cached(
-                "UPDATE lease SET token = ?1, expires_at = clock_timestamp() + ?2 * interval '1 s'
-                 WHERE token IS NULL OR token = ?3 OR expires_at < clock_timestamp() RETURNING changes",
+                "WITH begun AS (
+                   UPDATE term SET token = ?1, expires_at = clock_timestamp() + ?2 * interval '1 s'
+                   WHERE token IS NULL OR token = ?3 OR expires_at < clock_timestamp() RETURNING token)
+                 UPDATE lease SET token = begun.token FROM begun RETURNING changes",
             )?
             .query_row(params![token, lease_seconds(), former], |row| row.get(0))
             .optional()?;
         let Some(changes) = changes else {
-            return Ok(false);
+            return Ok(None);
         };
         self.end_term();
         self.begin_term()?;
@@ -124,25 +130,16 @@ impl Ledger {
             changes,
             ended: ended.clone(),
         });
-        Ok(true)
-    }
-
-    /// Leads for a lease more, from now on.
-    pub fn renew_term(&mut self) -> Result<(), StoreError> {
-        self.must_lead()?;
-        self.connection
-            .prepare_cached(
-                "UPDATE lease SET expires_at = clock_timestamp() + ?1 * interval '1 s'",
-            )?
-            .execute([lease_seconds()])?;
-        Ok(())
+        Ok(Some(token))
     }
 
     /// Gives the lead up, so that another process need not wait for the end of the lease.
     pub fn resign(&mut self) -> Result<(), StoreError> {
         if self.lease.is_leaders && self.connection.is_shared() {
-            self.connection
-                .execute("UPDATE lease SET token = NULL", ())?;
+            for table in ["lease", "term"] {
+                self.connection
+                    .execute(&format!("UPDATE {table} SET token = NULL"), ())?;
+            }
         }
         Ok(())
     }
@@ -155,6 +152,27 @@ impl Ledger {
             held.ended.cancel();
             self.forget_cached();
         }
+    }
+}
+
+/// Whether nobody leads, or has for too long not said so.
+pub fn is_free(connection: &Connection) -> Result<bool, StoreError> {
+    let free = "SELECT token IS NULL OR expires_at < clock_timestamp() FROM term";
+    Ok(connection.query_row(free, (), |row| row.get(0))?)
+}
+
+/// Has a term last for a lease more, from now on; also while whoever leads is amid a transaction.
+///
+/// # Errors
+/// [`StoreError::NotLeading`] where it is over.
+pub fn renew(connection: &Connection, token: &Token) -> Result<(), StoreError> {
+    let renewed = connection.execute(
+        "UPDATE term SET expires_at = clock_timestamp() + ?2 * interval '1 s' WHERE token = ?1",
+        params![*token, lease_seconds()],
+    )?;
+    match renewed {
+        0 => Err(StoreError::NotLeading),
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::store::database::sets::Column;
 use crate::store::database::{Connection, Row, Value};
 
 /// What is copied row by row, in this order: who is referred to comes first. `meta` is not among them,
-/// since it is written otherwise in PostgreSQL, nor is the lease, which is the database's own.
+/// since it is written otherwise in PostgreSQL, nor are the lease and its term, which are the database's own.
 pub const TABLES: [&str; 24] = [
     "trait",
     "cohort",

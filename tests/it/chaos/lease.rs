@@ -92,13 +92,45 @@ async fn a_term_that_cannot_be_renewed_is_over_before_the_lease_is() {
     let begun = Instant::now();
     let other = connected(two.database.url()).await;
     other
-        .batch_execute("BEGIN; SELECT FROM lease FOR UPDATE")
+        .batch_execute("BEGIN; SELECT FROM term FOR UPDATE")
         .await
         .unwrap();
     two.term.ended().cancelled().await;
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(11), "{took:?}");
     other.batch_execute("ROLLBACK").await.unwrap();
+}
+
+/// Its own, or of somebody else whom it waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_term_outlives_a_transaction_that_takes_long() {
+    let Some(two) = Two::new().await else {
+        return;
+    };
+    let barrier = connected(two.database.url()).await;
+    barrier
+        .batch_execute("BEGIN; LOCK TABLE pending IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let first = Arc::clone(&two.first);
+    let claiming = tokio::spawn(async move { claim(&first).await });
+    somebody_waits(&two.observer).await;
+    for _ in 0..2 {
+        let until = lasts_until(&two.observer).await;
+        eventually("it is renewed", async || {
+            (lasts_until(&two.observer).await > until).then_some(())
+        })
+        .await;
+    }
+    barrier.batch_execute("ROLLBACK").await.unwrap();
+    claiming.await.unwrap().expect("it leads");
+    assert!(!two.term.is_over());
+}
+
+/// Until when somebody leads, in seconds.
+async fn lasts_until(observer: &Client) -> f64 {
+    let until = "SELECT extract(epoch FROM expires_at)::float8 FROM term";
+    observer.query_one(until, &[]).await.unwrap().get(0)
 }
 
 /// A leader stands still while it has the row that all others need.

@@ -17,14 +17,14 @@ use crate::support::postgres::connected;
 use crate::support::shared_ledger::expire_lease;
 use crate::support::stores::{everywhere, source};
 
-/// All that the ledger holds, but for until when the lease lasts.
+/// All that the ledger holds, but for until when a term lasts.
 async fn contents(observer: &Client) -> Vec<String> {
     let names = "SELECT tablename::TEXT FROM pg_tables WHERE schemaname = 'public' ORDER BY 1";
     let mut contents = Vec::new();
     for table in observer.query(names, &[]).await.unwrap() {
         let table: String = table.get(0);
         let row = match table.as_str() {
-            "lease" => "t.token::TEXT || t.changes",
+            "term" => "t.token::TEXT",
             _ => "t::TEXT",
         };
         let all =
@@ -103,14 +103,17 @@ async fn who_loses_the_lead_amid_a_transaction_settles_nothing() {
     let settling = settle(&two);
     somebody_waits(&two.observer).await;
     other
-        .batch_execute("UPDATE lease SET token = 'another', expires_at = 'infinity'; COMMIT")
+        .batch_execute(
+            "UPDATE term SET token = 'another', expires_at = 'infinity';
+             UPDATE lease SET token = 'another'; COMMIT",
+        )
         .await
         .unwrap();
     assert_refused(settling.await.unwrap());
     let mut after = contents(&two.observer).await;
-    let is_lease = |table: &String| table.starts_with("lease: ");
-    after.retain(|table| !is_lease(table));
-    let before: Vec<_> = before.into_iter().filter(|it| !is_lease(it)).collect();
+    let is_lead = |table: &String| table.starts_with("lease: ") || table.starts_with("term: ");
+    after.retain(|table| !is_lead(table));
+    let before: Vec<_> = before.into_iter().filter(|it| !is_lead(it)).collect();
     assert_eq!(after, before);
 }
 

@@ -100,7 +100,7 @@ pub fn expire_lease_of_the_killed(url: &str) {
         aside(|| async {
             let client = connected(url).await;
             // Before the first start there is none.
-            let expire = "UPDATE lease SET expires_at = '-infinity'";
+            let expire = "UPDATE term SET expires_at = '-infinity'";
             let _ = client.batch_execute(expire).await;
         });
     }
@@ -109,7 +109,7 @@ pub fn expire_lease_of_the_killed(url: &str) {
 /// As if whoever led had been silent for long enough.
 pub async fn expire_lease(url: &str) {
     let client = connected(url).await;
-    let expire = "UPDATE lease SET expires_at = '-infinity'";
+    let expire = "UPDATE term SET expires_at = '-infinity'";
     client.batch_execute(expire).await.unwrap();
 }
 

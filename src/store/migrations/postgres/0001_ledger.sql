@@ -9,12 +9,19 @@ CREATE TABLE meta (
 
 -- Who folds and delivers: one row, which every transaction locks that changes more than the inbox.
 CREATE TABLE lease (
-    only_one   BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (only_one),
-    token      BYTEA,                        -- null: nobody
-    expires_at TIMESTAMPTZ NOT NULL DEFAULT '-infinity',
-    changes    BIGINT NOT NULL DEFAULT 0     -- by others than the one who leads
+    only_one BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (only_one),
+    token    BYTEA,                          -- null: nobody
+    changes  BIGINT NOT NULL DEFAULT 0       -- by others than the one who leads
 );
 INSERT INTO lease DEFAULT VALUES;
+
+-- And until when. Apart from it, so that a term is renewed also beside a transaction that takes long.
+CREATE TABLE term (
+    only_one   BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (only_one),
+    token      BYTEA,
+    expires_at TIMESTAMPTZ NOT NULL DEFAULT '-infinity'
+);
+INSERT INTO term DEFAULT VALUES;
 
 CREATE TABLE source_property (
     source   TEXT COLLATE "C" NOT NULL,
