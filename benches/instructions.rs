@@ -12,10 +12,11 @@ use cohort_bridge::standin::{Endpoint, StandIn, StandInOptions};
 use support::*;
 
 /// Instructions from the start to the end of a service that delivers to so many identities.
-fn instructions(folder: &Path, standin: &StandIn, identities: usize) -> u64 {
+fn instructions(folder: &Path, identities: usize) -> u64 {
     let ledger = folder.join(format!("{identities}.db"));
     fill(&ledger, identities);
-    standin.forget_calls();
+    // Its own: before another ledger's canary everything would be written again.
+    let standin = StandIn::start(StandInOptions::default()).expect("the stand-in starts");
     let counts = folder.join(format!("{identities}.callgrind"));
     let mut callgrind = Command::new("valgrind");
     callgrind
@@ -45,10 +46,9 @@ fn main() {
         .and_then(|count| count.parse().ok())
         .unwrap_or(20_000_usize);
     let folder = disk_folder();
-    let standin = StandIn::start(StandInOptions::default()).expect("the stand-in starts");
     // What a start takes is in both.
-    let some = instructions(folder.path(), &standin, identities / 2);
-    let more = instructions(folder.path(), &standin, identities);
+    let some = instructions(folder.path(), identities / 2);
+    let more = instructions(folder.path(), identities);
     println!(
         "{}",
         serde_json::json!({
