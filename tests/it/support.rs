@@ -169,13 +169,22 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(4);
 
+/// The same over PostgreSQL, where each statement is a question to another process: a clock that moves
+/// with every look would outrun it.
+const LOOK_AT_POSTGRES_EVERY: Duration = Duration::from_millis(25);
+
 /// Looks again and again until `look` finds something.
 ///
 /// # Panics
-/// Where it found nothing within a minute.
+/// Where it found nothing for [`PATIENCE`], twice as long over PostgreSQL.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let (every, patience) = match shared_ledger::is_wanted() {
+        true => (LOOK_AT_POSTGRES_EVERY, 2 * PATIENCE),
+        false => (LOOK_EVERY, PATIENCE),
+    };
     let looking = async {
-        let mut interval = tokio::time::interval(LOOK_EVERY);
+        let mut interval = tokio::time::interval(every);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
             if let Some(found) = look().await {
@@ -183,9 +192,7 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
             }
         }
     };
-    // Over PostgreSQL each statement is a question to another process.
-    let factor = if shared_ledger::is_wanted() { 2 } else { 1 };
-    match tokio::time::timeout(PATIENCE * factor, looking).await {
+    match tokio::time::timeout(patience, looking).await {
         Ok(found) => found,
         Err(_) => panic!("waited in vain: {what}"),
     }
