@@ -1,7 +1,7 @@
 //! Mixpanel at work on several cohorts: each page goes to any replica, and again until it is answered
 //! with 200. What was acknowledged is remembered by the naive model of a set.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -208,7 +208,8 @@ impl Load {
 
     async fn waves(self: Arc<Self>, mut dice: fastrand::Rng) -> Counted {
         let mut counted = Counted::default();
-        let mut last: Vec<String> = Vec::new();
+        // Who joins stays for a wave more, as people stay for longer than a late write takes.
+        let mut stays: VecDeque<Vec<String>> = VecDeque::from([Vec::new(), Vec::new()]);
         for wave in 0.. {
             if self.is_enough() {
                 break;
@@ -216,21 +217,22 @@ impl Load {
             let session = format!("wave-{wave}");
             let place = (COUNTED, session.as_str());
             let joined = people(&format!("w{wave}-"), self.wave);
+            let left = stays.pop_front().unwrap_or_default();
             if wave == 0 {
                 self.session(&mut dice, "members", place, &joined).await;
             } else {
                 self.session(&mut dice, "add_members", place, &joined).await;
-                self.session(&mut dice, "remove_members", place, &last)
+                self.session(&mut dice, "remove_members", place, &left)
                     .await;
             }
-            counted.changes += (joined.len() + last.len()) as u64;
-            for person in last {
+            counted.changes += (joined.len() + left.len()) as u64;
+            for person in left {
                 counted.model.members.remove(&person);
             }
             counted.model.named.extend(joined.iter().cloned());
             counted.model.members.extend(joined.iter().cloned());
             self.delivered(&joined, &counted.model).await;
-            last = joined;
+            stays.push_back(joined);
         }
         counted
     }

@@ -7,7 +7,7 @@ use cohort_bridge::standin::StandIn;
 use serde_json::json;
 
 use super::load::{Load, calls_as_on_a_small_server, seed, webhooks};
-use super::{leader, leads, ms, seconds, variables};
+use super::{leader, leads, ms, rounds, seconds, variables};
 use crate::support::eventually;
 use crate::support::postgres::{Postgres, connected};
 use crate::support::process::{Process, Variables};
@@ -60,7 +60,7 @@ impl Pair {
     /// Waits until calls are made, and then for a random moment.
     async fn random_moment(&self, dice: &mut fastrand::Rng) {
         let calls = self.load.counted_calls() + dice.u64(1..3 * self.load.wave());
-        let most = Duration::from_secs(4);
+        let most = Duration::from_secs(rounds(4, 15) as u64);
         let called = eventually("calls", async || {
             (self.load.counted_calls() >= calls).then_some(())
         });
