@@ -40,7 +40,7 @@ const PEOPLE_AT_ONCE: usize = 2_048;
 
 /// The store.
 pub struct LedgerStore {
-    work: Arc<Writer>,
+    work: Writer,
     /// Where pages do not wait behind other work; for PostgreSQL.
     pages: Option<Appender>,
     readers: Readers,
@@ -163,7 +163,7 @@ impl LedgerStore {
             }
         };
         Ok(LedgerStore {
-            work: Arc::new(Writer::start(ledger).map_err(io)?),
+            work: Writer::start(ledger).map_err(io)?,
             pages,
             beside: Readers::one(database.clone()),
             readers: Readers::new(database),
