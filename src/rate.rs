@@ -33,8 +33,8 @@ impl Rate {
     /// When the next call may be made; `None`: now.
     pub fn wait_until(&mut self, now: Millis) -> Option<Millis> {
         self.fill(now);
-        let missing = 1.0 - self.tokens;
-        if missing <= NEARLY {
+        let missing = 1.0 - NEARLY - self.tokens;
+        if missing <= 0.0 {
             return None;
         }
         let wait = (missing / self.per_second * 1_000.0).ceil();
@@ -94,6 +94,16 @@ mod tests {
     fn a_slow_rate_is_kept_to_the_millisecond() {
         let mut rate = Rate::new(0.5, 0);
         assert_eq!(calls(&mut rate, 0, 10_000), [0, 2_000, 4_000, 6_000, 8_000]);
+    }
+
+    #[test]
+    fn to_ask_in_between_postpones_nothing() {
+        for asked in 1..2_000 {
+            let mut rate = Rate::new(0.5, 0);
+            rate.take(0);
+            assert_eq!(rate.wait_until(asked), Some(2_000), "asked at {asked}");
+            assert_eq!(rate.wait_until(2_000), None, "asked at {asked}");
+        }
     }
 
     #[test]
