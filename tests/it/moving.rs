@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cohort_bridge::store::{
-    Database as Place, LedgerStore, MoveError, MoveProgress, Moved, StoreError, move_ledger,
+    Claim, Database as Place, LedgerStore, MoveError, MoveProgress, Moved, StoreError, move_ledger,
     take_back,
 };
 use rusqlite::Connection;
@@ -60,6 +60,14 @@ async fn opened(place: Place) -> Result<(), StoreError> {
     .await
 }
 
+/// Everybody who is called, by identifier: who comes first of those that waited equally long is up to
+/// each database.
+async fn called(stores: &Stores) -> Vec<Claim> {
+    let mut calls = stores.deliver().await;
+    calls.sort_by(|one, other| one.identifier.cmp(&other.identifier));
+    calls
+}
+
 /// A ledger whose every table has something, closed, and an empty database.
 async fn full_file() -> Option<(Stores, Database)> {
     file_of(25_000).await
@@ -87,11 +95,14 @@ async fn what_was_known_is_known_and_goes_on_alike() {
         stores.shut().await;
         let mut twin = stores.twin().await;
         let database = postgres.fresh_database().await;
+        if seed % 2 == 1 {
+            database.plan_without_indexes().await;
+        }
         moved_whole(&stores.file(), &database).await;
 
         let mut there = stores.over(database).await;
         assert_eq!(snapshot(&there).await, before, "seed {seed}");
-        let (one, other) = (twin.deliver().await, there.deliver().await);
+        let (one, other) = (called(&twin).await, called(&there).await);
         assert_eq!(one, other, "seed {seed}: the same is claimed");
         for stores in [&mut twin, &mut there] {
             later_history(stores, seed + 1_000).await;
