@@ -32,8 +32,7 @@ const PEOPLE: u8 = 6;
 /// Operations of a history at most.
 const MOST_OPERATIONS: usize = 60;
 
-/// Histories played without TEST_HISTORIES. Seed 91590 fails: ledger and model disagree there, and which
-/// of them is right was not found out yet.
+/// Histories played without TEST_HISTORIES.
 const HISTORIES: u64 = 100_000;
 
 /// Histories that share a ledger, one after the other, each with a source of its own: making one
