@@ -29,6 +29,7 @@ mod operations;
 mod pace;
 mod pauses;
 mod people;
+mod plans;
 mod postgres_harness;
 mod rate;
 mod readiness;

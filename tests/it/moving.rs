@@ -14,7 +14,7 @@ use crate::support::shared_ledger::parsed;
 use crate::support::stores::{Kind, Stores};
 
 mod binary;
-mod history;
+pub mod history;
 
 use history::{everything, history, later_history, snapshot};
 
