@@ -22,7 +22,9 @@ use crate::support::pages::{key, page, page_without_info, people};
 use crate::support::process::{Process, serve_variables};
 use crate::support::service::{PASSWORD, Service, USER, client, spawn_app, stand_in};
 use crate::support::shared_ledger;
-use crate::support::{destination, environment, eventually, fast_temp_dir, stand_in_of_all_kinds};
+use crate::support::{
+    calls_are_held, destination, environment, eventually, fast_temp_dir, stand_in_of_all_kinds,
+};
 
 /// Calls of delivery: whom they were for. The canary's are left out.
 #[derive(Clone, Default)]
@@ -543,7 +545,7 @@ async fn rows_of_a_call_that_timed_out_may_land_late_and_do_not_win() {
     delivery
         .send(&page("add_members", "c", "s1", (1, 1), &everybody))
         .await;
-    stand_in.held(1).await;
+    calls_are_held(&stand_in, 1).await;
     delivery
         .send(&page("remove_members", "c", "s2", (1, 1), &everybody))
         .await;
@@ -744,7 +746,7 @@ async fn a_kill_in_the_middle_of_a_call_loses_nothing() {
     let everybody = people("p", 150);
     let mut service = Process::serve(&variables).await;
     send(&service, page("members", "c", "s", (1, 1), &everybody)).await;
-    stand_in.held(2).await;
+    calls_are_held(&stand_in, 2).await;
     service.kill();
 
     stand_in.clear_faults();

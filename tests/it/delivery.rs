@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::pages::{key, page, page_without_info, people};
 use crate::support::service::{START, Service, spawn_app, spawn_plain_app, stand_in};
 use crate::support::{
-    destination, environment, eventually, fast_temp_dir, open_ledger, shared_ledger,
+    calls_are_held, destination, environment, eventually, fast_temp_dir, open_ledger, shared_ledger,
 };
 
 /// Calls that were made, by identifier and time; the canary's are left out.
@@ -182,7 +182,7 @@ async fn a_call_held_back_holds_back_the_next_one_of_that_person_alone() {
     service
         .send(&page_without_info("add_members", "a", &["slow"]))
         .await;
-    service.stand_in.held(1).await;
+    calls_are_held(&service.stand_in, 1).await;
     // Newer wishes for the same person, and others beside.
     service
         .send(&page_without_info("add_members", "b", &["slow", "quick"]))
@@ -808,6 +808,7 @@ pub(crate) struct Impatient {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: ManualClock,
     health: Arc<Health>,
+    there: Arc<DestinationHealth>,
     stop: CancellationToken,
     running: tokio::task::JoinSet<()>,
     destination: Arc<Destination>,
@@ -842,12 +843,13 @@ impl Impatient {
             ..Limits::default()
         };
         let metrics = Metrics::new().unwrap();
+        let there = Arc::new(DestinationHealth::new(destination.name.clone()));
         let dispatch = Dispatch::new(Parts {
             store: store.clone(),
             clock: Arc::new(clock.clone()),
             destination: destination.clone(),
             client: Flagsmith::with_limits(&destination, limits).unwrap(),
-            health: Arc::new(DestinationHealth::new(destination.name.clone())),
+            health: there.clone(),
             metrics: metrics.destination(&destination.name),
             hash: IdentifierHash::new(store.log_hash_key()),
         });
@@ -861,6 +863,7 @@ impl Impatient {
             store,
             clock,
             health,
+            there,
             stop,
             running,
             destination,
@@ -905,7 +908,7 @@ async fn an_old_write_that_lands_late_does_not_win() {
     delivery
         .send(&page("add_members", "c", "s1", (1, 1), &["ann"]))
         .await;
-    stand_in.held(1).await;
+    calls_are_held(&stand_in, 1).await;
     delivery
         .send(&page("remove_members", "c", "s2", (1, 1), &["ann"]))
         .await;
@@ -996,9 +999,10 @@ async fn the_ledger_says_when_a_retry_is_due() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_written_is_settled_while_other_calls_hang() {
     let stand_in = stand_in();
-    let answered = AtomicUsize::new(0);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let called = calls.clone();
     stand_in.fault_for(move |call| {
-        let hangs = call.identifier != CANARY && answered.fetch_add(1, Ordering::SeqCst) >= 20;
+        let hangs = call.identifier != CANARY && called.fetch_add(1, Ordering::SeqCst) >= 20;
         hangs.then_some(Fault::Hang)
     });
     let mut delivery = Impatient::with_patience(&stand_in, Duration::from_secs(600));
@@ -1006,7 +1010,11 @@ async fn what_was_written_is_settled_while_other_calls_hang() {
     delivery
         .send(&page("members", "c", "s1", (1, 1), &everybody))
         .await;
-    stand_in.held(delivery.destination.max_in_flight).await;
+    eventually("all calls under way hang", async || {
+        let under_way = delivery.there.status().in_flight;
+        (under_way > 0 && calls.load(Ordering::SeqCst) == 20 + under_way).then_some(())
+    })
+    .await;
     delivery.stop.cancel();
     eventually("what was written is settled", async || {
         (delivery.pending().await == 280).then_some(())
@@ -1029,7 +1037,7 @@ async fn what_was_written_is_settled_soon_however_much_is_claimed() {
             (record.len() == calls).then_some(())
         })
         .await;
-        service.stand_in.held(1).await;
+        calls_are_held(&service.stand_in, 1).await;
     };
     for written in 1..=20 {
         under_way(written).await;

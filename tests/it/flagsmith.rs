@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::support::{destination, stand_in_of_all_kinds};
+use crate::support::{calls_are_held, destination, stand_in_of_all_kinds};
 
 const WRITTEN: Disposition = Disposition::Written {
     may_land_late: false,
@@ -376,7 +376,7 @@ async fn the_stand_in_sees_what_overlaps() {
         )
     };
     let release = async {
-        stand_in.held(3).await;
+        calls_are_held(&stand_in, 3).await;
         stand_in.release();
     };
     let ((a, b, c), ()) = tokio::join!(both, release);

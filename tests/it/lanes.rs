@@ -12,9 +12,9 @@ use cohort_bridge::store::{Claim, Outcome, Settlement, Store};
 use serde_json::json;
 
 use crate::support::bench::{Bench, page as roster_page};
-use crate::support::eventually;
 use crate::support::pages::{key, page, page_without_info, people};
 use crate::support::service::{Service, spawn_app, stand_in};
+use crate::support::{calls_are_held, eventually};
 
 /// More than enter the lane of a cohort's first sync.
 const BACKLOG: usize = 50_000;
@@ -367,7 +367,7 @@ impl Slow {
     /// Time stands still: no call ends.
     async fn halt(&self) {
         self.service.stand_in.fault(Fault::Hold);
-        self.service.stand_in.held(1).await;
+        calls_are_held(&self.service.stand_in, 1).await;
     }
 
     async fn called(&self, person: &str) -> Millis {

@@ -12,7 +12,7 @@ use crate::support::pages::{key, page_without_info};
 use crate::support::process::{Process, Variables, run, serve_variables};
 use crate::support::service::{Answer, PASSWORD, USER, client, stand_in};
 use crate::support::shared_ledger;
-use crate::support::{environment, eventually, fast_temp_dir};
+use crate::support::{calls_are_held, environment, eventually, fast_temp_dir};
 
 const SIGNING_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
@@ -327,7 +327,7 @@ async fn sigterm_finishes_what_is_in_flight_and_exits_0() {
             .status,
         200
     );
-    stand_in.held(1).await;
+    calls_are_held(&stand_in, 1).await;
     process.terminate();
     let http = client();
     eventually("not ready", async || {
@@ -374,7 +374,7 @@ async fn the_grace_ends_what_does_not_end() {
     let mut process = Process::serve(&variables).await;
     stand_in.fault_for(|call| (call.identifier == "ann").then_some(Fault::Hang));
     post(&process, &page_without_info("add_members", "c", &["ann"])).await;
-    stand_in.held(1).await;
+    calls_are_held(&stand_in, 1).await;
     process.terminate();
     let ended = tokio::time::timeout(Duration::from_secs(10), process.ended()).await;
     assert_eq!(ended.expect("within the grace, generously"), Some(0));

@@ -18,7 +18,7 @@ use crate::support::process::{Process, Variables, run, serve_variables};
 use crate::support::resyncs::{bring_up_all, cohort_at, order, room};
 use crate::support::service::{Answer, PASSWORD, Service, USER, client, spawn_app, stand_in};
 use crate::support::shared_ledger;
-use crate::support::{eventually, fast_temp_dir};
+use crate::support::{calls_are_held, eventually, fast_temp_dir};
 
 /// More than are ahead at once.
 const MANY: usize = 5_000;
@@ -109,7 +109,7 @@ async fn ended(bridge: &Bridge) {
 
 /// Waits until a first piece is pending, and nothing of it ends.
 async fn first_piece_is_held(bridge: &Bridge) {
-    bridge.stand_in.held(1).await;
+    calls_are_held(&bridge.stand_in, 1).await;
     eventually("a first piece", async || {
         (bridge.pending().await == PIECE as u64).then_some(())
     })
@@ -453,7 +453,7 @@ async fn a_new_change_reaches_a_slow_flagsmith_within_five_seconds_meanwhile() {
     let calls = Calls::to(&service.stand_in, service.clock.clone(), slow);
     eventually("it goes on", async || (calls.len() >= 300).then_some(())).await;
     service.stand_in.fault(Fault::Hold);
-    service.stand_in.held(1).await;
+    calls_are_held(&service.stand_in, 1).await;
     let since = service.clock.now();
     let new = [
         ("add_members", "small", "zoe"),

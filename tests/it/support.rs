@@ -198,6 +198,12 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
     }
 }
 
+/// Waits until the stand-in holds so many calls, for as long as [`eventually`] would.
+pub async fn calls_are_held(stand_in: &StandIn, calls: usize) {
+    let held = tokio::time::timeout(2 * PATIENCE, stand_in.held(calls)).await;
+    assert!(held.is_ok(), "waited in vain: {calls} calls held");
+}
+
 /// Opens a ledger once it is free: another test that starts a process holds a copy of the lock
 /// between fork and exec.
 pub fn open_ledger(
