@@ -1,7 +1,7 @@
 //! What an operator does to the ledger.
 
 use super::express::FEW;
-use super::pending::{Late, Tally};
+use super::pending::{Late, Tally, Unheard};
 use super::state::{Ledger, wanted_from};
 use crate::clock::Millis;
 use crate::cohort::{Target, Told, Wanted};
@@ -75,16 +75,14 @@ impl Ledger {
         // Somebody looks on.
         let express_at = (letters.len() <= FEW).then_some(now);
         for letter in &letters {
-            self.insert_pending(
-                letter.destination,
-                &letter.identifier,
-                letter.number,
-                letter.wanted,
-                Told::Unknown,
-                letter.late,
-                now,
+            let unheard = Unheard {
+                identifier: &letter.identifier,
+                wanted: letter.wanted,
+                told: Told::Unknown,
+                late: letter.late,
                 express_at,
-            )?;
+            };
+            self.insert_pending(letter.destination, letter.number, unheard, now)?;
             let mut tally = Tally::new(letter.destination);
             tally.add(letter.number, letter.wanted, now, 1);
             self.count(&tally)?;
@@ -166,16 +164,14 @@ impl Ledger {
             }
             None => {
                 let late = self.take_dead(id, identifier, number)?.unwrap_or_default();
-                self.insert_pending(
-                    id,
+                let unheard = Unheard {
                     identifier,
-                    number,
                     wanted,
-                    Told::Unknown,
+                    told: Told::Unknown,
                     late,
-                    now,
-                    None,
-                )?;
+                    express_at: None,
+                };
+                self.insert_pending(id, number, unheard, now)?;
                 tally.add(number, wanted, now, 1);
                 Ok(false)
             }

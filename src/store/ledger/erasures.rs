@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::apply::{Changes, people_behind};
 use super::membership::{Change, Standing};
-use super::pending::{Again, Tally};
+use super::pending::{Again, Tally, Unheard};
 use super::routes::Following;
 use super::state::{Ledger, settled};
 use crate::clock::Millis;
@@ -196,16 +196,14 @@ impl Ledger {
                     };
                     if told.needs_write(Target::Absent) {
                         let late = dead.unwrap_or_default();
-                        self.insert_pending(
-                            id,
+                        let unheard = Unheard {
                             identifier,
-                            number,
-                            Wanted::Erased,
+                            wanted: Wanted::Erased,
                             told,
                             late,
-                            now,
-                            Some(now),
-                        )?;
+                            express_at: Some(now),
+                        };
+                        self.insert_pending(id, number, unheard, now)?;
                         tally.add(number, Wanted::Erased, now, 1);
                     }
                 }

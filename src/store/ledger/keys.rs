@@ -8,7 +8,7 @@
 use super::apply::people_behind;
 use super::cohorts::{CohortKey, explicit_key};
 use super::membership::{Change, Standing};
-use super::pending::{Again, Tally};
+use super::pending::{Again, Tally, Unheard};
 use super::routes::Following;
 use super::state::{Ledger, settled};
 use crate::clock::Millis;
@@ -198,16 +198,14 @@ impl Ledger {
         // Whoever has no such trait, and should not have it, needs no call to say so.
         let is_fine = wanted == Wanted::Left && told == Told::Known(Target::Absent);
         if told.needs_write(Target::of(wanted, on_leave)) && !is_fine {
-            self.insert_pending(
-                id,
+            let unheard = Unheard {
                 identifier,
-                trait_move.number,
                 wanted,
                 told,
-                dead.unwrap_or_default(),
-                now,
-                None,
-            )?;
+                late: dead.unwrap_or_default(),
+                express_at: None,
+            };
+            self.insert_pending(id, trait_move.number, unheard, now)?;
             tally.add(trait_move.number, wanted, now, 1);
         }
         Ok(())

@@ -217,25 +217,13 @@ impl Ledger {
     }
 
     /// Writes down that a destination does not know something.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn insert_pending(
         &mut self,
         destination: i64,
-        identifier: &str,
         number: TraitRef,
-        wanted: Wanted,
-        told: Told,
-        late: Late,
+        unheard: Unheard<'_>,
         since: Millis,
-        express_at: Option<Millis>,
     ) -> Result<(), StoreError> {
-        let unheard = Unheard {
-            identifier,
-            wanted,
-            told,
-            late,
-            express_at,
-        };
         self.insert_all_pending(destination, number, &[unheard], since)
     }
 
@@ -350,12 +338,13 @@ fn told_before(change: Change, wanted: Wanted, on_leave: OnLeave) -> Told {
 }
 
 /// A change that a destination did not hear of.
-struct Unheard<'a> {
-    identifier: &'a str,
-    wanted: Wanted,
-    told: Told,
-    late: Late,
-    express_at: Option<Millis>,
+pub(super) struct Unheard<'a> {
+    pub(super) identifier: &'a str,
+    pub(super) wanted: Wanted,
+    pub(super) told: Told,
+    pub(super) late: Late,
+    /// Since when it is on the [express lane](super::express), where it is.
+    pub(super) express_at: Option<Millis>,
 }
 
 impl Unheard<'_> {
