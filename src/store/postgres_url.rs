@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
@@ -11,18 +12,35 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::ConfigVerifierExt;
 use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// After how long without a sign of life the system gives a connection up.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long a machine may take to answer at all, before another address of its name is tried: what is lost
+/// on the way is sent again after a second.
+const MACHINE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A URL such as `postgres://user:password@host:5432/database?sslmode=verify-full&sslrootcert=ca.pem`.
 #[derive(Clone)]
 pub struct PostgresUrl {
     text: SecretString,
     config: Config,
+    /// The servers it names, each alone.
+    servers: Vec<Config>,
+    /// Clones share it.
+    primary: Arc<Primary>,
     tls: Tls,
+}
+
+/// What is known of the server that takes writes.
+#[derive(Default)]
+struct Primary {
+    /// Its number, when somebody connected last.
+    server: AtomicUsize,
+    /// Counts how often another one was found, or the one that was known took no more.
+    changes: AtomicU64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,10 +98,18 @@ impl PostgresUrl {
         if config.get_application_name().is_none() {
             config.application_name("cohort-bridge");
         }
+        // Of several hosts the primary, whichever it is by now.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         config.keepalives_idle(SILENCE).tcp_user_timeout(SILENCE);
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(MACHINE_PATIENCE);
+        }
+        let servers = (0..config.get_hosts().len()).map(|at| alone(&config, at));
         Ok(PostgresUrl {
             text: text.into(),
+            servers: servers.collect(),
             config,
+            primary: Arc::default(),
             tls,
         })
     }
@@ -99,8 +125,37 @@ impl PostgresUrl {
         format!("{}/{database}", hosts.join(","))
     }
 
-    pub(super) fn config(&self) -> &Config {
-        &self.config
+    /// The servers, with their numbers, in the order in which to try them: first the one that was the
+    /// primary last.
+    pub(super) fn servers(&self) -> impl Iterator<Item = (usize, &Config)> {
+        let first = self.primary.server.load(Ordering::Acquire);
+        let all = self.servers.iter().enumerate();
+        all.clone().skip(first).chain(all.take(first))
+    }
+
+    /// Whose connections are no older than this number are to the primary, as far as is known. Another
+    /// may read on from a server that is none any more, and that takes no notice of it.
+    pub(super) fn epoch(&self) -> u64 {
+        self.primary.changes.load(Ordering::Acquire)
+    }
+
+    /// A server turned out to be the primary, to whom somebody began to connect in that epoch; which
+    /// one the connection belongs to.
+    pub(super) fn is_primary(&self, server: usize, epoch: u64) -> u64 {
+        if self.primary.server.swap(server, Ordering::AcqRel) == server {
+            return epoch;
+        }
+        let changes = &self.primary.changes;
+        match changes.compare_exchange(epoch, epoch + 1, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => epoch + 1,
+            // Somebody knows better by now.
+            Err(_) => epoch,
+        }
+    }
+
+    /// The primary takes no more.
+    pub(super) fn is_no_primary(&self) {
+        self.primary.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// How TLS is spoken; `None` where it is not.
@@ -147,6 +202,57 @@ impl std::fmt::Debug for PostgresUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PostgresUrl({})", self.place())
     }
+}
+
+/// One server of several: the library would leave those behind a silent one no time.
+fn alone(config: &Config, at: usize) -> Config {
+    let mut one = Config::new();
+    if let Some(user) = config.get_user() {
+        one.user(user);
+    }
+    if let Some(password) = config.get_password() {
+        one.password(password);
+    }
+    if let Some(name) = config.get_dbname() {
+        one.dbname(name);
+    }
+    if let Some(options) = config.get_options() {
+        one.options(options);
+    }
+    if let Some(name) = config.get_application_name() {
+        one.application_name(name);
+    }
+    match config.get_hosts().get(at) {
+        Some(Host::Tcp(name)) => one.host(name),
+        Some(Host::Unix(path)) => one.host_path(path),
+        None => &mut one,
+    };
+    if let Some(address) = config.get_hostaddrs().get(at) {
+        one.hostaddr(*address);
+    }
+    let ports = config.get_ports();
+    if let Some(port) = ports.get(at).or(ports.first()) {
+        one.port(*port);
+    }
+    if let Some(timeout) = config.get_connect_timeout() {
+        one.connect_timeout(*timeout);
+    }
+    if let Some(timeout) = config.get_tcp_user_timeout() {
+        one.tcp_user_timeout(*timeout);
+    }
+    if let Some(interval) = config.get_keepalives_interval() {
+        one.keepalives_interval(interval);
+    }
+    if let Some(retries) = config.get_keepalives_retries() {
+        one.keepalives_retries(retries);
+    }
+    one.keepalives(config.get_keepalives())
+        .keepalives_idle(config.get_keepalives_idle())
+        .ssl_mode(config.get_ssl_mode())
+        .ssl_negotiation(config.get_ssl_negotiation())
+        .channel_binding(config.get_channel_binding())
+        .target_session_attrs(config.get_target_session_attrs())
+        .clone()
 }
 
 fn decoded(text: &str) -> Result<String, String> {
@@ -270,15 +376,15 @@ mod tests {
         let url = parse("postgres://somebody:hush@db:5433,other/ledger?connect_timeout=5").unwrap();
         assert_eq!(url.place(), "db,other/ledger");
         assert_eq!(format!("{url:?}"), "PostgresUrl(db,other/ledger)");
-        assert_eq!(url.config().get_password(), Some(&b"hush"[..]));
-        assert_eq!(url.config().get_user(), Some("somebody"));
-        assert_eq!(url.config().get_application_name(), Some("cohort-bridge"));
+        assert_eq!(url.servers[0].get_password(), Some(&b"hush"[..]));
+        assert_eq!(url.servers[0].get_user(), Some("somebody"));
+        assert_eq!(url.servers[0].get_application_name(), Some("cohort-bridge"));
         assert_ne!(
             url,
             parse("postgres://somebody:hush2@db:5433,other/ledger").unwrap()
         );
         let named = parse("postgres://u@db/x?application_name=mine").unwrap();
-        assert_eq!(named.config().get_application_name(), Some("mine"));
+        assert_eq!(named.servers[0].get_application_name(), Some("mine"));
     }
 
     #[test]
@@ -309,5 +415,43 @@ mod tests {
             refused()
         );
         assert!(!refused().contains("hush"));
+    }
+
+    #[test]
+    fn several_servers_are_tried_one_by_one_the_primary_first() {
+        let url = parse("postgres://u:hush@a:1,b:2/db").unwrap();
+        let order = |url: &PostgresUrl| {
+            let place =
+                |server: &Config| (server.get_hosts().to_vec(), server.get_ports().to_vec());
+            url.servers()
+                .map(|(_, server)| place(server))
+                .collect::<Vec<_>>()
+        };
+        let (a, b) = (
+            (vec![Host::Tcp("a".into())], vec![1]),
+            (vec![Host::Tcp("b".into())], vec![2]),
+        );
+        assert_eq!(order(&url), [a.clone(), b.clone()]);
+        assert_eq!(url.is_primary(0, url.epoch()), 0);
+        assert_eq!(url.clone().is_primary(1, 0), 1);
+        assert_eq!((order(&url), url.epoch()), (vec![b, a], 1));
+        assert_eq!(url.is_primary(1, 1), 1);
+    }
+
+    #[test]
+    fn who_connected_while_the_primary_was_left_connects_again() {
+        let url = parse("postgres://u:hush@a:1,b:2/db").unwrap();
+        let began = url.epoch();
+        url.is_no_primary();
+        assert_ne!(url.is_primary(1, began), url.epoch());
+    }
+
+    #[test]
+    fn nothing_that_is_said_of_all_servers_is_lost_on_one() {
+        let options = "options=-c%20x%3Dy&application_name=mine&sslmode=require&sslnegotiation=direct&hostaddr=10.0.0.1\
+                       &connect_timeout=7&tcp_user_timeout=8&keepalives=0&keepalives_idle=9&keepalives_interval=3\
+                       &keepalives_retries=4&channel_binding=require";
+        let url = parse(&format!("postgres://u:hush@a:1/db?{options}")).unwrap();
+        assert_eq!(url.servers.first(), Some(&url.config));
     }
 }

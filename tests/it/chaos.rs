@@ -6,6 +6,7 @@
 mod connections;
 mod database;
 mod durability;
+mod failover;
 mod inbox;
 mod lease;
 mod load;

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, yield_now};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{DatabaseError, Row, Value};
@@ -18,7 +18,7 @@ use crate::store::{PostgresUrl, StoreError};
 /// How long a statement may take: a database that does not answer is one that is away.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long it may take to connect.
+/// How long it may take to connect to a server.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// After how long the server ends a transaction of which it hears nothing: who stands still in the
@@ -52,6 +52,8 @@ pub struct Postgres {
 struct Session {
     client: Client,
     driver: JoinHandle<Result<(), tokio_postgres::Error>>,
+    /// See [`PostgresUrl::epoch`].
+    epoch: u64,
 }
 
 impl Drop for Session {
@@ -92,6 +94,14 @@ impl Postgres {
             .is_none_or(|session| session.client.is_closed())
     }
 
+    /// Whether it may be to a server that is not the primary any more.
+    fn is_of_the_past(&self) -> bool {
+        let session = self.session.borrow();
+        session
+            .as_ref()
+            .is_some_and(|session| session.epoch != self.url.epoch())
+    }
+
     /// Drops the connection, with whatever is being asked or was begun.
     fn hang_up(&self) {
         self.session.replace(None);
@@ -112,35 +122,55 @@ impl Postgres {
         if self.in_transaction.get() {
             return Ok(());
         }
+        if self.is_of_the_past() {
+            self.hang_up();
+        }
         if !self.is_lost() {
             self.look_after();
         }
         if !self.is_lost() {
             return Ok(());
         }
-        let session = self.block_on(async {
-            tokio::time::timeout(CONNECT_PATIENCE, self.connect())
-                .await
-                .map_err(|_| DatabaseError::Silent(CONNECT_PATIENCE))?
-        })?;
+        let session = self.block_on(self.connect_to_primary())?;
         self.session.replace(Some(session));
         Ok(())
     }
 
-    async fn connect(&self) -> Result<Session, DatabaseError> {
+    async fn connect_to_primary(&self) -> Result<Session, DatabaseError> {
+        let mut error = DatabaseError::Lost;
+        for (number, server) in self.url.servers() {
+            let connecting = tokio::time::timeout(CONNECT_PATIENCE, self.connect(server));
+            error = match connecting.await {
+                Ok(Ok(mut session)) => {
+                    session.epoch = self.url.is_primary(number, session.epoch);
+                    return Ok(session);
+                }
+                Ok(Err(careless @ DatabaseError::NotDurable(_))) => return Err(careless),
+                Ok(Err(error)) => error,
+                Err(_) => DatabaseError::Silent(CONNECT_PATIENCE),
+            };
+        }
+        Err(error)
+    }
+
+    async fn connect(&self, server: &Config) -> Result<Session, DatabaseError> {
+        let epoch = self.url.epoch();
         // A connection is driven while this thread waits for an answer; its error is that of the
         // query at hand.
-        let session = match self.tls.clone() {
+        let (client, driver) = match self.tls.clone() {
             None => {
-                let (client, connection) = self.url.config().connect(NoTls).await?;
-                let driver = tokio::spawn(connection);
-                Session { client, driver }
+                let (client, connection) = server.connect(NoTls).await?;
+                (client, tokio::spawn(connection))
             }
             Some(tls) => {
-                let (client, connection) = self.url.config().connect(tls).await?;
-                let driver = tokio::spawn(connection);
-                Session { client, driver }
+                let (client, connection) = server.connect(tls).await?;
+                (client, tokio::spawn(connection))
             }
+        };
+        let session = Session {
+            client,
+            driver,
+            epoch,
         };
         must_be_durable(&session.client).await?;
         Ok(session)
@@ -266,13 +296,18 @@ impl Postgres {
             return Err(DatabaseError::Lost);
         };
         let asking = async { tokio::time::timeout(self.patience, ask(client)).await };
-        if let Ok(answer) = self.block_on(asking) {
-            return Ok(answer?);
-        }
-        // What is asked next would wait behind this.
+        let answer = match self.block_on(asking) {
+            Ok(Err(error)) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
+                self.url.is_no_primary();
+                Err(DatabaseError::from(error))
+            }
+            Ok(answer) => return Ok(answer?),
+            Err(_) => Err(DatabaseError::Silent(self.patience)),
+        };
+        // What is asked next would wait behind this, or another server takes it by now.
         drop(session);
         self.hang_up();
-        Err(DatabaseError::Silent(self.patience))
+        answer
     }
 }
 

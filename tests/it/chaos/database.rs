@@ -35,7 +35,7 @@ async fn replicas(postgres: &Postgres, stand_in: &StandIn, count: usize) -> Vec<
 
 /// Tells each replica of somebody new until it is heard, and waits until Flagsmith hears of all of them.
 /// How long that took from when on, in milliseconds.
-async fn recovered(
+pub(super) async fn recovered(
     load: &Load,
     stand_in: &StandIn,
     replicas: &[Process],

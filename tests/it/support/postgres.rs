@@ -54,13 +54,69 @@ impl Postgres {
         programs: &Path,
         settings: &[(&str, &str)],
     ) -> Result<Self, String> {
+        // Small segments keep a folder in memory small.
+        let options = format!(
+            "--username={SUPERUSER} --pgdata=data --auth=trust --no-locale --encoding=UTF8 --no-sync \
+             --wal-segsize=1"
+        );
+        let prepare = ("initdb", options);
+        let postgres = Self::prepared(port, programs, prepare, settings).await?;
+        let role = format!("CREATE ROLE {ROLE} LOGIN");
+        postgres.execute(&role).await;
+        Ok(postgres)
+    }
+
+    /// Another server that follows this one, and without whose word nothing is committed here any more.
+    pub async fn standby(&self) -> Self {
+        let programs = folder_with(&["pg_basebackup", "postgres"]).expect("this one was started");
+        let options = format!(
+            "--username={SUPERUSER} --host={} --port={} --pgdata=data --write-recovery-conf \
+             --checkpoint=fast --no-sync",
+            self.daemon.folder().display(),
+            self.port
+        );
+        let standby = on_a_free_port(async |port| {
+            let prepare = ("pg_basebackup", options.clone());
+            Self::prepared(port, &programs, prepare, &[]).await
+        })
+        .await;
+        for setting in [
+            "ALTER SYSTEM SET synchronous_standby_names = '*'",
+            "SELECT pg_reload_conf()",
+        ] {
+            self.execute(setting).await;
+        }
+        eventually("the standby follows", async || {
+            let client = connect(&self.superuser).await.ok()?;
+            let following = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'";
+            (!client.query(following, &[]).await.ok()?.is_empty()).then_some(())
+        })
+        .await;
+        standby
+    }
+
+    /// Has a standby be a primary.
+    pub async fn promote(&self) {
+        self.execute("SELECT pg_promote()").await;
+    }
+
+    /// Has every transaction from now on only read.
+    pub async fn only_read(&self) {
+        self.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            .await;
+        self.execute("SELECT pg_reload_conf()").await;
+    }
+
+    async fn prepared(
+        port: u16,
+        programs: &Path,
+        (preparing, options): (&str, String),
+        settings: &[(&str, &str)],
+    ) -> Result<Self, String> {
         let folder = roomy_temp_dir();
         let at = |name: &str| programs.join(name).display().to_string();
-        let mut prepare = vec![at("initdb"), format!("--username={SUPERUSER}")];
-        // Small segments keep a folder in memory small.
-        let options = "--pgdata=data --auth=trust --no-locale --encoding=UTF8 --no-sync \
-                       --wal-segsize=1";
-        prepare.extend(options.split(' ').map(str::to_owned));
+        let mut prepare = vec![at(preparing)];
+        prepare.extend(options.split_whitespace().map(str::to_owned));
 
         let mut serve = vec![at("postgres"), "-D".to_owned(), "data".to_owned()];
         let (port_text, sockets) = (port.to_string(), folder.path().display().to_string());
@@ -92,8 +148,6 @@ impl Postgres {
             databases: AtomicU64::new(0),
         };
         postgres.up().await?;
-        let role = format!("CREATE ROLE {ROLE} LOGIN");
-        postgres.execute(&role).await;
         Ok(postgres)
     }
 
