@@ -537,6 +537,7 @@ async fn its_rate_is_its_own() {
         .await;
     service
         .time_passes("what is new", async || {
+            service.folded().await;
             new.iter().all(|person| calls.first(person).is_some())
         })
         .await;
