@@ -95,9 +95,6 @@ async fn what_was_known_is_known_and_goes_on_alike() {
         stores.shut().await;
         let mut twin = stores.twin().await;
         let database = postgres.fresh_database().await;
-        if seed % 2 == 1 {
-            database.plan_without_indexes().await;
-        }
         moved_whole(&stores.file(), &database).await;
 
         let mut there = stores.over(database).await;

@@ -198,7 +198,7 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
     }
 }
 
-/// Waits until the stand-in holds so many calls, for as long as [`eventually`] would.
+/// Waits until the stand-in holds so many calls, and not for ever.
 pub async fn calls_are_held(stand_in: &StandIn, calls: usize) {
     let held = tokio::time::timeout(2 * PATIENCE, stand_in.held(calls)).await;
     assert!(held.is_ok(), "waited in vain: {calls} calls held");

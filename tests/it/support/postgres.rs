@@ -233,16 +233,6 @@ impl Database {
     pub fn name(&self) -> &str {
         &self.name
     }
-
-    /// Has rows come in another order where a statement asks for none: by no index, as PostgreSQL may plan
-    /// at any time once it has counted them.
-    pub async fn plan_without_indexes(&self) {
-        let client = connect(&self.superuser).await.unwrap();
-        for plan in ["enable_indexscan", "enable_bitmapscan"] {
-            let set = format!("ALTER DATABASE {} SET {plan} = off", self.name);
-            client.batch_execute(&set).await.unwrap();
-        }
-    }
 }
 
 impl Drop for Database {
