@@ -26,8 +26,7 @@ const MACHINE_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct PostgresUrl {
     text: SecretString,
-    config: Config,
-    /// The servers it names, each alone.
+    /// The servers it names, each alone; one at least.
     servers: Vec<Config>,
     /// Clones share it.
     primary: Arc<Primary>,
@@ -108,7 +107,6 @@ impl PostgresUrl {
         Ok(PostgresUrl {
             text: text.into(),
             servers: servers.collect(),
-            config,
             primary: Arc::default(),
             tls,
         })
@@ -116,13 +114,14 @@ impl PostgresUrl {
 
     /// Where it is, for messages: neither user nor password.
     pub fn place(&self) -> String {
-        let hosts = self.config.get_hosts().iter().map(|host| match host {
+        let hosts = self.servers.iter().flat_map(Config::get_hosts);
+        let hosts = hosts.map(|host| match host {
             Host::Tcp(name) => name.clone(),
             Host::Unix(path) => path.display().to_string(),
         });
         let hosts: Vec<_> = hosts.collect();
-        let database = self.config.get_dbname().unwrap_or_default();
-        format!("{}/{database}", hosts.join(","))
+        let database = self.servers.first().and_then(Config::get_dbname);
+        format!("{}/{}", hosts.join(","), database.unwrap_or_default())
     }
 
     /// The servers, with their numbers, in the order in which to try them: first the one that was the
@@ -314,7 +313,7 @@ mod tests {
             ),
         ] {
             assert_eq!(tls_of(url), expected, "{url}");
-            let mode = parse(url).unwrap().config.get_ssl_mode();
+            let mode = parse(url).unwrap().servers[0].get_ssl_mode();
             let expected = match expected {
                 Tls::Off => SslMode::Disable,
                 _ => SslMode::Require,
@@ -450,8 +449,10 @@ mod tests {
     fn nothing_that_is_said_of_all_servers_is_lost_on_one() {
         let options = "options=-c%20x%3Dy&application_name=mine&sslmode=require&sslnegotiation=direct&hostaddr=10.0.0.1\
                        &connect_timeout=7&tcp_user_timeout=8&keepalives=0&keepalives_idle=9&keepalives_interval=3\
-                       &keepalives_retries=4&channel_binding=require";
-        let url = parse(&format!("postgres://u:hush@a:1/db?{options}")).unwrap();
-        assert_eq!(url.servers.first(), Some(&url.config));
+                       &keepalives_retries=4&channel_binding=require&target_session_attrs=read-write";
+        let all: Config = format!("postgres://u:hush@a:1/db?{options}")
+            .parse()
+            .unwrap();
+        assert_eq!(alone(&all, 0), all);
     }
 }
